@@ -1,0 +1,219 @@
+"""Any row to one canonical form, every repair counted, every row that cannot be saved named.
+
+Two dialects: ShareGPT (`from`/`value`) and messages (`role`/`content`), in a column `conversations`
+or `messages`, detected row by row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from finelab.errors import LabError
+
+Message = dict[str, str]
+
+ROLES = {
+    "system": "system",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
+}
+COLUMNS = ("conversations", "messages")
+KEYS = (("from", "value"), ("role", "content"))
+
+
+class Unusable(Exception):
+    """A row that cannot be saved; the text is the reason it is counted under."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row in canonical form; `id` is the hash of its messages."""
+
+    id: str
+    messages: list[Message]
+    source: str
+    score: float | None
+    number: int
+
+
+@dataclass
+class Standardized:
+    """The conversations kept, and what happened to the rest; row numbers count from 1."""
+
+    conversations: list[Conversation] = field(default_factory=list)
+    rows_in: int = 0
+    dropped: list[tuple[int, str]] = field(default_factory=list)
+    repaired: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def dropped_counts(self) -> Counter[str]:
+        """How many rows were dropped for each reason."""
+        return Counter(reason for _, reason in self.dropped)
+
+    def repair(self, kind: str, before: str, after: str) -> None:
+        """Count a repair and keep its first example."""
+        self.repaired[kind] += 1
+        self.examples.setdefault(kind, (before, after))
+
+
+def standardize(
+    rows: Iterable[dict[str, Any] | str],
+    control_tokens: Iterable[str],
+    max_dropped_share: float = 1.0,
+) -> Standardized:
+    """Bring every row to user / assistant turns that end with an answer.
+
+    `control_tokens` are the tokenizer's special tokens: their text inside a message is broken up, so
+    that nobody can forge a role. LabError when more than `max_dropped_share` of the rows are lost.
+    """
+    result = Standardized()
+    control = control_pattern(control_tokens)
+    for number, row in enumerate(rows, start=1):
+        result.rows_in += 1
+        try:
+            messages = _repaired(_messages(row), control, result)
+        except Unusable as reason:
+            result.dropped.append((number, str(reason)))
+            continue
+        assert isinstance(row, dict)
+        result.conversations.append(
+            Conversation(
+                id=content_id(messages),
+                messages=messages,
+                source=_text_or(row.get("source"), "unknown"),
+                score=row["score"] if isinstance(row.get("score"), float) else None,
+                number=number,
+            )
+        )
+    _gate(result, max_dropped_share)
+    return result
+
+
+def content_id(messages: list[Message]) -> str:
+    """A hash of the messages' roles and contents: the same conversation has the same id anywhere."""
+    canonical = json.dumps([(each["role"], each["content"]) for each in messages])
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def control_pattern(control_tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the tokenizer's control tokens in a text."""
+    return re.compile("|".join(map(re.escape, control_tokens)) or r"(?!)")
+
+
+def break_up(content: str, control: re.Pattern[str]) -> str:
+    """The text with a space inside each control token, which makes it plain text: `< |im_end|>`."""
+    return control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", content)
+
+
+def limit(conversations: list[Conversation], rows: int | None) -> list[Conversation]:
+    """`rows` conversations picked by content hash, in their old order; all of them without a limit."""
+    if rows is None or len(conversations) <= rows:
+        return conversations
+    picked = {each.id for each in sorted(conversations, key=lambda each: each.id)[:rows]}
+    return [each for each in conversations if each.id in picked][:rows]
+
+
+def _messages(row: dict[str, Any] | str) -> list[Message]:
+    if isinstance(row, str):
+        raise Unusable("not valid JSON")
+    if not isinstance(row, dict):
+        raise Unusable("not an object")
+    turns = next((row[column] for column in COLUMNS if row.get(column) is not None), None)
+    if turns is None:
+        raise Unusable("no column conversations or messages")
+    if not isinstance(turns, list) or not turns:
+        raise Unusable("empty conversation" if turns == [] else "conversation is not a list")
+    return [_message(turn) for turn in turns]
+
+
+def _message(turn: Any) -> Message:
+    if not isinstance(turn, dict):
+        raise Unusable("turn is not an object")
+    for role_key, content_key in KEYS:
+        if role_key in turn:
+            role, content = turn[role_key], turn.get(content_key)
+            break
+    else:
+        raise Unusable("turn without from or role")
+    if not isinstance(role, str) or role.strip().lower() not in ROLES:
+        raise Unusable(f"role {str(role)[:40]!r} is not known")
+    if not isinstance(content, str):
+        raise Unusable("content is not text")
+    return {"role": ROLES[role.strip().lower()], "content": content}
+
+
+def _repaired(messages: list[Message], control: re.Pattern[str], result: Standardized) -> list[Message]:
+    """The messages after every repair, in an order in which one repair cannot undo another."""
+    messages = [_clean(message, control, result) for message in messages]
+    messages = _without_empty_turns(messages, result)
+    messages = _merged(messages, result)
+    system = messages[:1] if messages and messages[0]["role"] == "system" else []
+    turns = messages[len(system) :]
+    if any(turn["role"] == "system" for turn in turns):
+        raise Unusable("system turn in the middle")
+    while turns and turns[0]["role"] == "assistant":
+        result.repair("leading answer dropped", turns[0]["content"][:80], "")
+        turns = turns[1:]
+    if turns and turns[-1]["role"] == "user":
+        result.repair("trailing question dropped", turns[-1]["content"][:80], "")
+        turns = turns[:-1]
+    if not turns:
+        raise Unusable("no answer to a question")
+    return system + turns
+
+
+def _clean(message: Message, control: re.Pattern[str], result: Standardized) -> Message:
+    content = message["content"].strip()
+    if content != message["content"]:
+        result.repair("white space trimmed", repr(message["content"][:40]), repr(content[:40]))
+    safe = break_up(content, control)
+    if safe != content:
+        result.repair("control token broken up", content[:80], safe[:80])
+    return {"role": message["role"], "content": safe}
+
+
+def _without_empty_turns(messages: list[Message], result: Standardized) -> list[Message]:
+    """Drop empty turns; with an empty answer goes its question, which nobody answered."""
+    kept: list[Message] = []
+    for message in messages:
+        if message["content"]:
+            kept.append(message)
+            continue
+        result.repair(f"empty {message['role']} turn dropped", "", "")
+        if message["role"] == "assistant" and kept and kept[-1]["role"] == "user":
+            kept.pop()
+    return kept
+
+
+def _merged(messages: list[Message], result: Standardized) -> list[Message]:
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1]["role"] == message["role"]:
+            joined = f"{merged[-1]['content']}\n\n{message['content']}"
+            result.repair("same role merged", message["content"][:80], joined[:80])
+            merged[-1] = {"role": message["role"], "content": joined}
+        else:
+            merged.append(message)
+    return merged
+
+
+def _text_or(value: Any, default: str) -> str:
+    return value if isinstance(value, str) and value else default
+
+
+def _gate(result: Standardized, max_dropped_share: float) -> None:
+    lost = len(result.dropped)
+    if not result.conversations or lost > max_dropped_share * result.rows_in:
+        reasons = ", ".join(f"{n} x {why}" for why, n in result.dropped_counts.most_common(5))
+        raise LabError(
+            f"{lost} of {result.rows_in} rows cannot be used ({reasons}); expected `conversations` "
+            "with from/value or `messages` with role/content, a question and an answer each. "
+            f"The limit is data.max_dropped_share = {max_dropped_share}."
+        )

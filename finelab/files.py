@@ -1,0 +1,93 @@
+"""Writing so that a reader never meets half a file: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finelab.errors import LabError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "your disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "the file would be larger than this system allows",
+    errno.EROFS: "the folder is on a read-only disk; choose another one",
+    errno.EACCES: "this user may not write there; choose another folder or change its permissions",
+    errno.EPERM: "this user may not write there; choose another folder or change its permissions",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failed write below `path` into a LabError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise LabError(f"cannot write {path}: {reason}.") from error
+
+
+def fsync(path: Path) -> None:
+    """Force a file's bytes to the disk, so that a rename after it never shows an empty file."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 with Unix newlines; the file is the old one or the new one, never half."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `folder` when the block ends well: one that exists is whole.
+
+    An older `folder` is replaced at the end, so it is there until the new one is complete.
+    """
+    stage = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    with writing(folder):
+        try:
+            stage.mkdir(parents=True)
+            yield stage
+            for path in stage.rglob("*"):
+                if path.is_file():
+                    fsync(path)
+            replaced = stage.with_name(stage.name + ".old")
+            if folder.exists():
+                folder.rename(replaced)
+            stage.rename(folder)
+            shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

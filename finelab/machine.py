@@ -1,0 +1,242 @@
+"""What the machine dictates, decided once: each setting is a value and its reason.
+
+`FINELAB_MACHINE="dtype=float32,load_in_4bit=false"` overrides any of them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finelab.errors import LabError
+from finelab.recipe import Recipe
+
+OVERRIDE = "FINELAB_MACHINE"
+PACKAGES = (
+    "torch",
+    "unsloth",
+    "trl",
+    "peft",
+    "transformers",
+    "datasets",
+    "bitsandbytes",
+    "huggingface_hub",
+)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The facts that the decisions rest on; memory in bytes, `capability` as CUDA's (major, minor)."""
+
+    device: str
+    name: str
+    system: str
+    cores: int
+    memory_bytes: int
+    gpu_memory_bytes: int = 0
+    capability: tuple[int, int] = (0, 0)
+    cpu_bfloat16: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One setting, its value and why."""
+
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Every setting that depends on the machine; read them as attributes (`profile.bf16`)."""
+
+    hardware: Hardware
+    decisions: dict[str, Decision]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["decisions"][name].value
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def torch_dtype(self) -> Any:
+        """The dtype as `from_pretrained` takes it."""
+        import torch
+
+        return getattr(torch, self.decisions["dtype"].value)
+
+    def describe(self) -> str:
+        """One line per setting: name, value, reason."""
+        width = max(map(len, self.decisions))
+        return "\n".join(
+            f"{name:{width}}  {decision.value!s:9}  {decision.reason}"
+            for name, decision in self.decisions.items()
+        )
+
+
+def read_hardware() -> Hardware:
+    """Ask torch and the system what this machine is."""
+    import psutil
+    import torch
+
+    cpu = {
+        "system": platform.system(),
+        "cores": os.cpu_count() or 1,
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        return Hardware(
+            device="cuda",
+            name=card.name,
+            gpu_memory_bytes=card.total_memory,
+            capability=(card.major, card.minor),
+            **cpu,
+        )
+    features = torch.cpu.get_capabilities()
+    bfloat16 = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    name = str(features.get("cpu_name") or platform.processor() or platform.machine())
+    return Hardware(device="cpu", name=name, cpu_bfloat16=bfloat16, **cpu)
+
+
+def decide(hardware: Hardware, recipe: Recipe, overrides: str = "") -> Profile:
+    """Settle every machine-dependent setting for this recipe; a pure function of its arguments."""
+    forced = _read_overrides(overrides)
+    decisions: dict[str, Decision] = {}
+
+    def settle(name: str, value: Any, reason: str) -> None:
+        if name in forced:
+            value, reason = forced.pop(name), f"set by {OVERRIDE}"
+        decisions[name] = Decision(value, reason)
+
+    settle("device", hardware.device, f"{hardware.name}, {_memory(hardware)}")
+    settle("dtype", *_dtype(hardware))
+    settle("bf16", decisions["dtype"].value == "bfloat16", "autocast in the dtype above")
+    settle("fp16", decisions["dtype"].value == "float16", "autocast above, with a scaled loss")
+    settle("load_in_4bit", *_load_in_4bit(hardware, recipe))
+    settle("use_gradient_checkpointing", *_checkpointing(hardware, recipe))
+    settle("dataset_num_proc", *_workers(hardware))
+    settle("dataloader_num_workers", 0, "the rows are tokenised beforehand")
+    if forced:
+        unknown = sorted(forced)[0]
+        raise LabError(f"{OVERRIDE}: no setting {unknown!r}; there are: {', '.join(decisions)}.")
+    return Profile(hardware, decisions)
+
+
+def profile(recipe: Recipe) -> Profile:
+    """This machine's profile for a recipe, overrides from the environment applied."""
+    return decide(read_hardware(), recipe, os.environ.get(OVERRIDE, ""))
+
+
+def has_cuda() -> bool:
+    """Whether torch can use an NVIDIA card here."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def peak_memory_bytes() -> int:
+    """The most memory used so far: reserved by torch on CUDA, resident in this process elsewhere."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved())
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide a run's numbers; one that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def evidence(profile: Profile) -> dict[str, Any]:
+    """What `evidence.json` keeps of the machine."""
+    hardware = profile.hardware
+    return {
+        "device": f"{hardware.device}: {hardware.name}",
+        "system": hardware.system,
+        "cores": hardware.cores,
+        "memory_bytes": hardware.memory_bytes,
+        "gpu_memory_bytes": hardware.gpu_memory_bytes,
+        "versions": versions(),
+        "profile": {name: decision.value for name, decision in profile.decisions.items()},
+    }
+
+
+def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """LabError when the disk that holds `folder` has less than `needed_bytes` free for `what`."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise LabError(
+            f"not enough disk for {what}: {folder} has {free / 1e9:.2f} GB free and "
+            f"{needed_bytes / 1e9:.2f} GB are needed; free some space and run the same command again."
+        )
+
+
+def _memory(hardware: Hardware) -> str:
+    if hardware.device == "cuda":
+        return f"{hardware.gpu_memory_bytes / 2**30:.1f} GiB of GPU memory"
+    return f"{hardware.cores} cores, {hardware.memory_bytes / 2**30:.1f} GiB of memory, no CUDA card"
+
+
+def _dtype(hardware: Hardware) -> tuple[str, str]:
+    if hardware.device == "cuda":
+        if hardware.capability >= (8, 0):
+            return "bfloat16", "compute capability 8.0 or newer has it"
+        major, minor = hardware.capability
+        return "float16", f"compute capability {major}.{minor} has no bfloat16"
+    if hardware.cpu_bfloat16:
+        return "bfloat16", "this processor has bfloat16 instructions: 1.4x float32 here"
+    return "float32", "this processor has no bfloat16 instructions"
+
+
+def _load_in_4bit(hardware: Hardware, recipe: Recipe) -> tuple[bool, str]:
+    if recipe.model.load_in_4bit and hardware.device != "cuda":
+        return False, "without a card 4 bit saves nothing and cannot be merged"
+    return recipe.model.load_in_4bit, "as the recipe says"
+
+
+def _checkpointing(hardware: Hardware, recipe: Recipe) -> tuple[str | bool, str]:
+    if recipe.lora.use_gradient_checkpointing and hardware.device != "cuda":
+        return False, "memory is no limit here, recomputing costs 1.4x the time"
+    return recipe.lora.use_gradient_checkpointing, "as the recipe says"
+
+
+def _workers(hardware: Hardware) -> tuple[int, str]:
+    if hardware.system == "Windows":
+        return 1, "Windows starts workers by spawn, which crashes in notebooks"
+    return hardware.cores, "one per core"
+
+
+def _read_overrides(text: str) -> dict[str, Any]:
+    words = {"true": True, "false": False}
+    found: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise LabError(f"{OVERRIDE}={text}: expected name=value, got {item!r}.")
+        found[name] = words.get(value.lower(), int(value) if value.isdigit() else value)
+    if found.get("dtype", "float32") not in ("float32", "float16", "bfloat16"):
+        raise LabError(f"{OVERRIDE}: dtype must be float32, float16 or bfloat16.")
+    return found

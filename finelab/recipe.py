@@ -1,0 +1,254 @@
+"""What a run is: model, data, LoRA, training. Fields carry the names of the library that takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finelab.errors import LabError
+
+PRESETS = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `FastLanguageModel.from_pretrained` takes; `embedded` names the model inside the lab."""
+
+    model_name: str
+    max_seq_length: int
+    load_in_4bit: bool
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where conversations come from and how they are split; lengths in tokens, shares from 0 to 1."""
+
+    source: str
+    heldout_share: float
+    revision: str | None = None
+    limit: int | None = None
+    heldout_sources: tuple[str, ...] = ()
+    max_dropped_share: float = 0.2
+    date_string: str = "26 Jul 2024"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """What `FastLanguageModel.get_peft_model` takes."""
+
+    r: int
+    target_modules: tuple[str, ...]
+    lora_alpha: int
+    lora_dropout: float
+    bias: str
+    use_gradient_checkpointing: str | bool
+    random_state: int
+    use_rslora: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `SFTConfig` takes; `max_steps = -1` means whole epochs."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    num_train_epochs: int
+    learning_rate: float
+    lr_scheduler_type: str
+    warmup_steps: int
+    weight_decay: float
+    optim: str
+    seed: int
+    save_steps: int
+    logging_steps: int = 1
+    max_steps: int = -1
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What `model.generate` takes."""
+
+    max_new_tokens: int
+    temperature: float
+    min_p: float
+
+
+@dataclass(frozen=True)
+class Publish:
+    """The names on the Hub: a base model's id for the card, and the repository the merge goes to."""
+
+    base_model: str
+    repo_name: str
+    license: str
+    private: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run's whole configuration, frozen into `runs/<run>/recipe.toml` at first use."""
+
+    name: str
+    model: Model
+    data: Data
+    lora: Lora
+    training: Training
+    chat: Chat
+    publish: Publish
+
+
+SECTIONS: dict[str, type] = {
+    "model": Model,
+    "data": Data,
+    "lora": Lora,
+    "training": Training,
+    "chat": Chat,
+    "publish": Publish,
+}
+
+
+def preset_names() -> list[str]:
+    """The recipes that ship with the lab."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_preset(name: str) -> Recipe:
+    """The shipped recipe called `name`; LabError when there is none."""
+    if name not in preset_names():
+        raise LabError(f"there is no recipe {name!r}; there are: {', '.join(preset_names())}.")
+    return read(PRESETS / f"{name}.toml")
+
+
+def read(path: Path) -> Recipe:
+    """Read a recipe from a TOML file; LabError names the file, the section and the key at fault."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise LabError(f"{path}: not valid TOML: {error}.") from error
+    return _from_tables(tables, str(path))
+
+
+def dumps(recipe: Recipe) -> str:
+    """The recipe as TOML; `read` gives it back. A key that is not set is left out."""
+    lines = [f"name = {json.dumps(recipe.name)}"]
+    for section in SECTIONS:
+        lines += ["", f"[{section}]"]
+        for key, value in dataclasses.asdict(getattr(recipe, section)).items():
+            if value is not None:
+                lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
+
+
+def override(recipe: Recipe, assignments: list[str]) -> Recipe:
+    """Apply `section.key=value` texts, values written as in TOML (a bare word is a string)."""
+    tables: dict[str, Any] = tomllib.loads(dumps(recipe))
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot:
+            raise LabError(f"--set {text}: expected section.key=value, for example data.limit=200.")
+        if section not in SECTIONS:
+            raise LabError(f"--set {text}: no section {section!r}{_nearest(section, SECTIONS)}.")
+        tables[section][key] = _parse_value(value.strip())
+    return _from_tables(tables, "--set")
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The fields in which two recipes differ, as `section.key: old -> new`."""
+    found = []
+    for section in SECTIONS:
+        before, after = (dataclasses.asdict(getattr(each, section)) for each in (old, new))
+        for key in before:
+            if before[key] != after[key]:
+                found.append(f"{section}.{key}: {before[key]!r} -> {after[key]!r}")
+    return found
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _from_tables(tables: dict[str, Any], where: str) -> Recipe:
+    unknown = set(tables) - set(SECTIONS) - {"name"}
+    if unknown:
+        section = sorted(unknown)[0]
+        raise LabError(f"{where}: no section {section!r}{_nearest(section, SECTIONS)}.")
+    missing = [section for section in SECTIONS if section not in tables]
+    if missing or "name" not in tables:
+        raise LabError(f"{where}: missing {', '.join(missing) or 'name'}; start from a preset.")
+    sections = {key: _section(kind, tables[key], f"{where}: {key}") for key, kind in SECTIONS.items()}
+    recipe = Recipe(name=tables["name"], **sections)
+    _check_ranges(recipe, where)
+    return recipe
+
+
+def _section(kind: type, table: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        if key not in hints:
+            raise LabError(f"{where}.{key}: unknown key{_nearest(key, hints)}.")
+        values[key] = _typed(value, hints[key], f"{where}.{key}")
+    required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+    if missing := sorted(required - set(values)):
+        raise LabError(f"{where}.{missing[0]}: missing.")
+    return kind(**values)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise LabError(f'{where}: expected a list of strings such as ["a", "b"], got {value!r}.')
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(value) in kinds:
+        return value
+    if float in kinds and type(value) is int:
+        return float(value)
+    names = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+    raise LabError(f"{where}: expected {names}, got {value!r}.")
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+
+
+def _check_ranges(recipe: Recipe, where: str) -> None:
+    training, lora, data = recipe.training, recipe.lora, recipe.data
+    rules = {
+        "model.max_seq_length must be at least 16": recipe.model.max_seq_length >= 16,
+        "data.heldout_share must lie between 0 and 1": 0 < data.heldout_share < 1,
+        "data.max_dropped_share must lie between 0 and 1": 0 <= data.max_dropped_share <= 1,
+        "data.limit must be at least 4": data.limit is None or data.limit >= 4,
+        "lora.r must be at least 1": lora.r >= 1,
+        "lora.lora_alpha must be at least 1": lora.lora_alpha >= 1,
+        "lora.lora_dropout must lie between 0 and 1": 0 <= lora.lora_dropout < 1,
+        "lora.target_modules must name at least one module": len(lora.target_modules) > 0,
+        "training.per_device_train_batch_size must be at least 1": (
+            training.per_device_train_batch_size >= 1
+        ),
+        "training.gradient_accumulation_steps must be at least 1": (
+            training.gradient_accumulation_steps >= 1
+        ),
+        "training.num_train_epochs must be at least 1": training.num_train_epochs >= 1,
+        "training.learning_rate must be above 0": training.learning_rate > 0,
+        "training.save_steps must be at least 1": training.save_steps >= 1,
+        "training.max_steps must be -1 (whole epochs) or at least 1": (
+            training.max_steps == -1 or training.max_steps >= 1
+        ),
+        "chat.max_new_tokens must be at least 1": recipe.chat.max_new_tokens >= 1,
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise LabError(f"{where}: {rule}.")

@@ -1,0 +1,134 @@
+"""A run's folder and its evidence file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finelab import machine, recipe
+from finelab.errors import LabError
+from finelab.files import write_json, write_text
+from finelab.machine import Profile
+from finelab.recipe import Recipe
+
+RUN_VARIABLE = "FINELAB_RUN"
+RECIPE_VARIABLE = "FINELAB_RECIPE"
+RUNS = Path(os.environ.get("FINELAB_RUNS") or Path(__file__).parent.parent / "runs").absolute()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: `runs/<name>/` with its recipe, the stages' outputs and `evidence.json`."""
+
+    folder: Path
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def train_data(self) -> Path:
+        """The tokenised training rows, a `datasets` folder."""
+        return self.folder / "data" / "train"
+
+    @property
+    def heldout_data(self) -> Path:
+        """The tokenised held-out rows, a `datasets` folder."""
+        return self.folder / "data" / "heldout"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The trainer's output folder."""
+        return self.folder / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter as PEFT saves it."""
+        return self.folder / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        """The merged 16-bit model."""
+        return self.folder / "merged"
+
+    @property
+    def notebooks(self) -> Path:
+        """Executed copies of the notebooks; one that is here was executed to its end."""
+        return self.folder / "notebooks"
+
+    def figure(self, name: str) -> Path:
+        """Where the figure called `name` is kept."""
+        return self.folder / "figures" / f"{name}.png"
+
+    def evidence(self) -> dict[str, Any]:
+        """Everything recorded so far; LabError when the file was damaged by hand."""
+        path = self.folder / "evidence.json"
+        if not path.exists():
+            return {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        except json.JSONDecodeError as error:
+            raise LabError(
+                f"{path}: not valid JSON ({error}); restore it, or delete it and run again."
+            ) from error
+
+    def record(self, stage: str, values: Any) -> None:
+        """Keep a stage's numbers: a mapping is laid over what the stage has, a list replaces it."""
+        evidence = self.evidence()
+        if isinstance(values, dict):
+            values = evidence.get(stage, {}) | values
+        write_json(self.folder / "evidence.json", evidence | {stage: values})
+
+    def require(self, path: Path, made_by: str) -> Path:
+        """`path`, which the notebook `made_by` makes; LabError when it is not there yet."""
+        if not path.exists():
+            raise LabError(f"{path} is not there yet: run notebook {made_by} of this run first.")
+        return path
+
+    def profile(self) -> Profile:
+        """What this machine dictates for this run, also kept in the evidence."""
+        found = machine.profile(self.recipe)
+        self.record("machine", machine.evidence(found))
+        return found
+
+
+def default_recipe() -> str:
+    """The recipe used when none is named: Llama 3.2 1B on a CUDA card, the embedded model elsewhere."""
+    return "llama-3.2-1b" if machine.has_cuda() else "smollm2-135m"
+
+
+def open_run(folder: Path | str | None = None) -> Run:
+    """Open a run, made from its recipe at first use.
+
+    Which one: `folder`, else the environment variable FINELAB_RUN, else `runs/<recipe>` with the
+    recipe named by FINELAB_RECIPE, else by the machine.
+    """
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # its download counter can hang offline
+    named = folder or os.environ.get(RUN_VARIABLE)
+    if named and (Path(named) / "recipe.toml").exists():
+        return Run(Path(named), recipe.read(Path(named) / "recipe.toml"))
+    preset = recipe.load_preset(os.environ.get(RECIPE_VARIABLE) or default_recipe())
+    target = Path(named) if named else RUNS / preset.name
+    if (target / "recipe.toml").exists():
+        return Run(target, recipe.read(target / "recipe.toml"))
+    return create_run(target, preset)
+
+
+def create_run(folder: Path, preset: Recipe) -> Run:
+    """Make a run's folder and freeze its recipe; LabError when it was frozen with another one."""
+    path = folder / "recipe.toml"
+    if path.exists():
+        frozen = recipe.read(path)
+        if changed := recipe.differences(frozen, preset):
+            raise LabError(
+                f"run {folder.name!r} was made with another recipe ({'; '.join(changed)}); "
+                f"give this one another name with --run NAME, or leave the options out to go on."
+            )
+        return Run(folder, frozen)
+    write_text(path, recipe.dumps(preset))
+    return Run(folder, preset)

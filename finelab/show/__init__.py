@@ -1,0 +1,25 @@
+"""Pictures and the first cell's text, used by all notebooks."""
+
+from finelab.show.figures import (
+    answers_by_token,
+    bars,
+    histogram,
+    identity_bars,
+    loss_curve,
+    paired_bars,
+    save,
+)
+from finelab.show.header import header
+from finelab.show.live import Live
+
+__all__ = [
+    "Live",
+    "answers_by_token",
+    "bars",
+    "header",
+    "histogram",
+    "identity_bars",
+    "loss_curve",
+    "paired_bars",
+    "save",
+]

@@ -1,0 +1,151 @@
+"""Figures: each is saved as a PNG, shown, and said in one printed line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finelab.files import writing
+
+BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#9aa3ad"
+
+
+def save(figure: Any, path: Path, line: str) -> None:
+    """Write the figure as PNG, show it in a notebook, and print `line`, which holds its numbers."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
+    if "ipykernel" in sys.modules:
+        from IPython.display import Image, display
+
+        display(Image(filename=str(path)))
+    print(line)
+
+
+def histogram(values: Sequence[int], xlabel: str, title: str) -> Any:
+    """The distribution of `values`, with its median marked."""
+    figure, axes = _axes(title, xlabel, "rows")
+    axes.hist(values, bins=min(40, max(5, len(set(values)))), color=BLUE, alpha=0.85)
+    axes.axvline(float(np.median(values)), color=ORANGE, linewidth=2, label="median")
+    axes.legend(frameon=False)
+    return figure
+
+
+def bars(names: Sequence[str], values: Sequence[float], xlabel: str, title: str) -> Any:
+    """One horizontal bar for each name."""
+    figure, axes = _axes(title, xlabel, "", height=0.6 + 0.35 * len(names))
+    axes.barh(list(names), list(values), color=BLUE, alpha=0.85)
+    axes.invert_yaxis()
+    return figure
+
+
+def paired_bars(
+    names: Sequence[str], before: Sequence[float], after: Sequence[float], xlabel: str, title: str
+) -> Any:
+    """For each name the value of the base model and of the tuned one."""
+    figure, axes = _axes(title, xlabel, "", height=0.8 + 0.5 * len(names))
+    rows = np.arange(len(names))
+    axes.barh(rows - 0.2, before, height=0.38, color=GREY, label="base")
+    axes.barh(rows + 0.2, after, height=0.38, color=BLUE, label="tuned")
+    axes.set_yticks(rows, list(names))
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    return figure
+
+
+def loss_curve(steps: Sequence[int], losses: Sequence[float], learning_rates: Sequence[float]) -> Any:
+    """Training loss by step, raw and smoothed, with the learning rate behind it."""
+    figure, axes = _axes("training loss", "optimizer step", "loss (nats per trained token)")
+    axes.plot(steps, losses, color=BLUE, alpha=0.35, linewidth=1, label="loss")
+    axes.plot(steps, _smoothed(losses), color=BLUE, linewidth=2, label="smoothed")
+    rate = axes.twinx()
+    rate.plot(steps, learning_rates, color=ORANGE, linewidth=1, linestyle="--")
+    rate.set_ylabel("learning rate (dashed)", color=ORANGE)
+    rate.spines["top"].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def identity_bars(links: Sequence[dict[str, Any]]) -> Any:
+    """The mean KL of each link of the identity chain, on a logarithmic axis."""
+    names = [f"{link['from']} → {link['to']}" for link in links]
+    figure, axes = _axes(
+        "how far each model is from the one before",
+        "mean KL (nats)",
+        "",
+        height=1 + 0.5 * len(links),
+    )
+    colours = [BLUE if link["passed"] else ORANGE for link in links]
+    axes.barh(names, [max(link["mean_kl"], 1e-12) for link in links], color=colours)
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    return figure
+
+
+def answers_by_token(tokens: Sequence[str], trained: Sequence[bool], columns: int = 96) -> Any:
+    """The row as text, tokens that carry a label coloured, so that one sees what is learned."""
+    from matplotlib.figure import Figure
+
+    lines = _wrapped(tokens, trained, columns)
+    figure = Figure(figsize=(9, 0.5 + 0.21 * len(lines)))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, columns)
+    axes.set_ylim(len(lines) + 0.5, -1.2)
+    axes.axis("off")
+    axes.text(0, -0.7, "blue: trained   grey: read only", fontsize=9, color=BLUE, weight="bold")
+    for row, line in enumerate(lines):
+        for column, text, is_trained in line:
+            _token_box(axes, column, row, text, BLUE if is_trained else GREY)
+    return figure
+
+
+def _axes(title: str, xlabel: str, ylabel: str, height: float = 3.2) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, height))
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    """An exponential moving average, corrected for its start."""
+    average, smoothed = 0.0, []
+    for count, value in enumerate(values, start=1):
+        average = weight * average + (1 - weight) * value
+        smoothed.append(average / (1 - weight**count))
+    return smoothed
+
+
+def _wrapped(
+    tokens: Sequence[str], trained: Sequence[bool], columns: int
+) -> list[list[tuple[int, str, bool]]]:
+    """Tokens laid out in lines: (column, text, trained); a newline in a token ends its line."""
+    lines: list[list[tuple[int, str, bool]]] = [[]]
+    column = 0
+    for token, is_trained in zip(tokens, trained, strict=True):
+        text = token.replace("\n", "↵").replace("$", r"\$")
+        if column + len(text) > columns:
+            lines.append([])
+            column = 0
+        lines[-1].append((column, text, is_trained))
+        column += len(text)
+        if "\n" in token:
+            lines.append([])
+            column = 0
+    return [line for line in lines if line]
+
+
+def _token_box(axes: Any, column: int, row: int, text: str, colour: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((column, row - 0.45), max(len(text), 0.5), 0.9, color=colour, alpha=0.25, lw=0))
+    axes.text(column, row, text, fontsize=7.6, family="DejaVu Sans Mono", va="center")
