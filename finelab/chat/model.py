@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finelab.data import render
-from finelab.data.standardize import Message, break_up, control_pattern
+from finelab.data.standardize import Message, clean, control_pattern, control_tokens
 from finelab.recipe import Chat
 from finelab.run import Run
 
@@ -25,10 +25,8 @@ class ChatModel:
 
     def prompt(self, messages: list[Message]) -> str:
         """The text the model sees: rendered as in training, with control tokens in it broken up."""
-        control = control_pattern(self.tokenizer.all_special_tokens)
-        clean = [
-            {"role": each["role"], "content": break_up(each["content"].strip(), control)} for each in messages
-        ]
+        control = control_pattern(control_tokens(self.tokenizer))
+        clean = [{"role": each["role"], "content": clean(each["content"], control)} for each in messages]
         return render(self.tokenizer, clean, self.date_string, add_generation_prompt=True)
 
     def stream(

@@ -4,7 +4,7 @@ from finelab.data.read import Source, read_conversations
 from finelab.data.report import dropped_rows, repairs_table, summary
 from finelab.data.save import load_split, save_splits
 from finelab.data.split import split
-from finelab.data.standardize import Conversation, Standardized, limit, standardize
+from finelab.data.standardize import Conversation, Standardized, control_tokens, limit, standardize
 from finelab.data.template import render, trained_spans
 from finelab.data.tokens import IGNORE, Tokenized, padding_share, tokenize
 
@@ -14,6 +14,7 @@ __all__ = [
     "Source",
     "Standardized",
     "Tokenized",
+    "control_tokens",
     "dropped_rows",
     "limit",
     "load_split",

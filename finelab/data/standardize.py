@@ -25,6 +25,9 @@ ROLES = {
 }
 COLUMNS = ("conversations", "messages")
 KEYS = (("from", "value"), ("role", "content"))
+# Control characters, lone surrogates, unassigned planes: a byte that a vocabulary lacks (SmolLM2's
+# lacks 0x16) becomes its unknown token, which is a control token.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\U00040000-\U000dffff]")
 
 
 class Unusable(Exception):
@@ -65,20 +68,20 @@ class Standardized:
 
 def standardize(
     rows: Iterable[dict[str, Any] | str],
-    control_tokens: Iterable[str],
+    control: Iterable[str],
     max_dropped_share: float = 1.0,
 ) -> Standardized:
     """Bring every row to user / assistant turns that end with an answer.
 
-    `control_tokens` are the tokenizer's special tokens: their text inside a message is broken up, so
+    `control` are the tokenizer's `control_tokens`: their text inside a message is broken up, so
     that nobody can forge a role. LabError when more than `max_dropped_share` of the rows are lost.
     """
     result = Standardized()
-    control = control_pattern(control_tokens)
+    pattern = control_pattern(control)
     for number, row in enumerate(rows, start=1):
         result.rows_in += 1
         try:
-            messages = _repaired(_messages(row), control, result)
+            messages = _repaired(_messages(row), pattern, result)
         except Unusable as reason:
             result.dropped.append((number, str(reason)))
             continue
@@ -102,14 +105,25 @@ def content_id(messages: list[Message]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def control_pattern(control_tokens: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that finds any of the tokenizer's control tokens in a text."""
-    return re.compile("|".join(map(re.escape, control_tokens)) or r"(?!)")
+def control_tokens(tokenizer: Any) -> list[str]:
+    """The text of every token that is not text, such as `<|im_end|>`."""
+    added = tokenizer.added_tokens_decoder.values()
+    return [token.content for token in added if token.special]
+
+
+def control_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the control tokens in a text."""
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
 def break_up(content: str, control: re.Pattern[str]) -> str:
     """The text with a space inside each control token, which makes it plain text: `< |im_end|>`."""
     return control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", content)
+
+
+def clean(content: str, control: re.Pattern[str]) -> str:
+    """What a message's text becomes before it is rendered, in training and in chat alike."""
+    return break_up(UNPRINTABLE.sub("", content).strip(), control)
 
 
 def limit(conversations: list[Conversation], rows: int | None) -> list[Conversation]:
@@ -170,9 +184,12 @@ def _repaired(messages: list[Message], control: re.Pattern[str], result: Standar
 
 
 def _clean(message: Message, control: re.Pattern[str], result: Standardized) -> Message:
-    content = message["content"].strip()
-    if content != message["content"]:
-        result.repair("white space trimmed", repr(message["content"][:40]), repr(content[:40]))
+    printable = UNPRINTABLE.sub("", message["content"])
+    if printable != message["content"]:
+        result.repair("unprintable characters removed", message["content"][:40], printable[:40])
+    content = printable.strip()
+    if content != printable:
+        result.repair("white space trimmed", printable[:40], content[:40])
     safe = break_up(content, control)
     if safe != content:
         result.repair("control token broken up", content[:80], safe[:80])

@@ -1,0 +1,42 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from finelab import recipe
+from finelab.embedded.model import embedded_model
+from finelab.run import create_run
+
+
+@pytest.fixture
+def preset():
+    return recipe.load_preset("smollm2-135m")
+
+
+@pytest.fixture
+def run(tmp_path, preset):
+    return create_run(tmp_path / "trial", preset)
+
+
+@pytest.fixture(scope="session")
+def embedded_folder() -> Path:
+    return embedded_model()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(embedded_folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(embedded_folder)
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """Writes rows as JSON Lines and gives the file's path."""
+
+    def write(rows, name="rows.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+        return path
+
+    return write

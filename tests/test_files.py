@@ -1,0 +1,62 @@
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from finelab import LabError
+from finelab.files import sha256, staged, write_text, writing
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(LabError, match="the disk is full"):
+        write_text(path, "new")
+    assert path.read_text(encoding="utf-8") == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_staged_folder_appears_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "merged"
+    with pytest.raises(RuntimeError), staged(folder) as stage:
+        (stage / "half").write_text("x", encoding="utf-8")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with staged(folder) as stage:
+        (stage / "whole").write_text("x", encoding="utf-8")
+        assert not folder.exists()
+    assert [each.name for each in folder.iterdir()] == ["whole"]
+
+
+def test_a_staged_folder_replaces_the_old_one_at_the_end(tmp_path):
+    folder = tmp_path / "merged"
+    for name in ("old", "new"):
+        with staged(folder) as stage:
+            (stage / name).write_text("x", encoding="utf-8")
+    assert [each.name for each in folder.iterdir()] == ["new"]
+    assert [each.name for each in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_kill_while_staging_leaves_no_folder_under_the_final_name(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from finelab.files import staged\n"
+        "with staged(Path(sys.argv[1])) as stage:\n"
+        "    (stage / 'half').write_text('x')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, 'SIGKILL') else signal.SIGTERM)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "merged")], check=False)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_unknown_os_error_is_not_swallowed(tmp_path):
+    with pytest.raises(InterruptedError), writing(tmp_path):
+        raise InterruptedError(errno.EINTR, "interrupted")
+
+
+def test_sha256_is_the_known_one(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,73 @@
+import dataclasses
+
+import pytest
+
+from finelab import LabError, machine
+from finelab.machine import Hardware, decide
+
+GIB = 2**30
+CPU = Hardware("cpu", "some processor", "Linux", 8, 16 * GIB)
+CPU_BF16 = dataclasses.replace(CPU, cpu_bfloat16=True)
+TURING = Hardware("cuda", "RTX 2060 SUPER", "Windows", 8, 16 * GIB, 8 * GIB, (7, 5))
+AMPERE = Hardware("cuda", "RTX 3070", "Linux", 8, 16 * GIB, 8 * GIB, (8, 6))
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype", "load_in_4bit", "checkpointing"),
+    [
+        (CPU, "float32", False, False),
+        (CPU_BF16, "bfloat16", False, False),
+        (TURING, "float16", True, "unsloth"),
+        (AMPERE, "bfloat16", True, "unsloth"),
+    ],
+)
+def test_the_machine_dictates(preset, hardware, dtype, load_in_4bit, checkpointing):
+    profile = decide(hardware, preset)
+    assert profile.dtype == dtype
+    assert profile.bf16 == (dtype == "bfloat16")
+    assert profile.fp16 == (dtype == "float16")
+    assert profile.load_in_4bit is load_in_4bit
+    assert profile.use_gradient_checkpointing == checkpointing
+
+
+def test_windows_gets_one_data_worker_and_is_told_why(preset):
+    profile = decide(TURING, preset)
+    assert profile.dataset_num_proc == 1
+    assert "spawn" in profile.decisions["dataset_num_proc"].reason
+
+
+def test_every_setting_is_described_with_its_reason(preset):
+    text = decide(TURING, preset).describe()
+    assert "compute capability 7.5 has no bfloat16" in text
+    assert len(text.splitlines()) == len(decide(TURING, preset).decisions)
+
+
+def test_the_environment_overrides_and_dtype_takes_autocast_along(preset):
+    profile = decide(CPU_BF16, preset, "dtype=float32, load_in_4bit=true")
+    assert (profile.dtype, profile.bf16, profile.load_in_4bit) == ("float32", False, True)
+    assert profile.decisions["dtype"].reason == "set by FINELAB_MACHINE"
+
+
+@pytest.mark.parametrize("text", ["dtyp=float32", "dtype", "dtype=float8"])
+def test_a_wrong_override_is_refused(preset, text):
+    with pytest.raises(LabError, match="FINELAB_MACHINE"):
+        decide(CPU, preset, text)
+
+
+def test_an_unknown_setting_is_an_attribute_error(preset):
+    with pytest.raises(AttributeError):
+        decide(CPU, preset).nonsense  # noqa: B018
+
+
+def test_this_machine_is_read_and_kept_in_the_evidence(run):
+    profile = run.profile()
+    kept = run.evidence()["machine"]
+    assert kept["memory_bytes"] > GIB
+    assert kept["versions"]["torch"]
+    assert kept["profile"]["dtype"] == profile.dtype
+    assert machine.peak_memory_bytes() > 10_000_000
+
+
+def test_too_little_disk_is_one_sentence(tmp_path):
+    with pytest.raises(LabError, match="not enough disk for a test"):
+        machine.require_free_space(tmp_path / "not" / "there", 10**18, "a test")

@@ -1,0 +1,80 @@
+import pytest
+
+from finelab import LabError, recipe
+
+
+@pytest.mark.parametrize("name", recipe.preset_names())
+def test_a_preset_survives_writing_and_reading(name, tmp_path):
+    preset = recipe.load_preset(name)
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.dumps(preset), encoding="utf-8")
+    assert recipe.read(path) == preset
+
+
+@pytest.mark.parametrize("name", recipe.preset_names())
+def test_presets_start_from_the_seeds_hyperparameters(name):
+    preset = recipe.load_preset(name)
+    assert (preset.lora.r, preset.lora.lora_alpha, preset.lora.lora_dropout) == (16, 16, 0)
+    assert len(preset.lora.target_modules) == 7
+    training = preset.training
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (2, 4)
+    assert (training.learning_rate, training.warmup_steps, training.weight_decay) == (2e-4, 5, 0.01)
+    assert (training.optim, training.seed) == ("adamw_8bit", 3407)
+    assert preset.model.load_in_4bit
+    assert preset.model.max_seq_length == 2048
+
+
+def test_set_changes_only_what_it_names(preset):
+    changed = recipe.override(preset, ["data.limit=200", "training.optim=adamw_torch"])
+    assert recipe.differences(preset, changed) == [
+        "data.limit: None -> 200",
+        "training.optim: 'adamw_8bit' -> 'adamw_torch'",
+    ]
+
+
+def test_set_reads_lists_and_whole_numbers_for_floats(preset):
+    changed = recipe.override(preset, ['lora.target_modules=["q_proj"]', "training.learning_rate=1"])
+    assert changed.lora.target_modules == ("q_proj",)
+    assert changed.training.learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("data.limit", "expected section.key=value"),
+        ("limit=3", "expected section.key=value"),
+        ("dta.limit=3", "did you mean 'data'"),
+        ("data.limt=3", "did you mean 'limit'"),
+        ("data.limit=many", "data.limit: expected int, got 'many'"),
+        ("data.limit=1", "data.limit must be at least 4"),
+        ("data.heldout_share=1.5", "data.heldout_share must lie between 0 and 1"),
+        ("lora.r=0", "lora.r must be at least 1"),
+        ("lora.r=16.5", "lora.r: expected int, got 16.5"),
+        ("lora.target_modules=q_proj", "expected a list of strings"),
+        ("training.max_steps=0", "training.max_steps must be -1"),
+        ("training.learning_rate=-1", "training.learning_rate must be above 0"),
+    ],
+)
+def test_a_wrong_assignment_says_what_is_wrong(preset, assignment, said):
+    with pytest.raises(LabError) as error:
+        recipe.override(preset, [assignment])
+    assert said in str(error.value)
+
+
+def test_an_unknown_recipe_names_the_known_ones():
+    with pytest.raises(LabError, match=r"llama-3\.2-1b, llama-3\.2-3b, smollm2-135m"):
+        recipe.load_preset("llama")
+
+
+def test_a_recipe_file_that_is_not_toml_is_named(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text("name = ", encoding="utf-8")
+    with pytest.raises(LabError, match=r"recipe\.toml: not valid TOML"):
+        recipe.read(path)
+
+
+def test_a_missing_key_is_named(tmp_path, preset):
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.dumps(preset).replace("r = 16\n", ""), encoding="utf-8")
+    with pytest.raises(LabError, match=r"lora\.r: missing"):
+        recipe.read(path)

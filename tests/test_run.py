@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from finelab import LabError, open_run, recipe
+from finelab.run import RUN_VARIABLE, create_run
+
+
+def test_a_runs_recipe_is_frozen_at_first_use(tmp_path, preset):
+    folder = tmp_path / "trial"
+    create_run(folder, preset)
+    changed = recipe.override(preset, ["lora.r=8"])
+    with pytest.raises(LabError, match=r"lora\.r: 16 -> 8.*--run NAME"):
+        create_run(folder, changed)
+    assert create_run(folder, preset).recipe == preset
+
+
+def test_the_environment_names_the_run(tmp_path, preset, monkeypatch):
+    create_run(tmp_path / "trial", recipe.override(preset, ["lora.r=8"]))
+    monkeypatch.setenv(RUN_VARIABLE, str(tmp_path / "trial"))
+    assert open_run().recipe.lora.r == 8
+    assert open_run().name == "trial"
+
+
+def test_evidence_is_merged_by_stage_and_lists_are_replaced(run):
+    run.record("training", {"steps": 3})
+    run.record("training", {"seconds": 1.5})
+    run.record("identity", [1, 2])
+    run.record("identity", [3])
+    assert run.evidence() == {"training": {"steps": 3, "seconds": 1.5}, "identity": [3]}
+
+
+def test_damaged_evidence_is_named(run):
+    (run.folder / "evidence.json").write_text("{", encoding="utf-8")
+    with pytest.raises(LabError, match="not valid JSON"):
+        run.record("training", {"steps": 3})
+    assert (run.folder / "evidence.json").read_text(encoding="utf-8") == "{"
+
+
+def test_a_stage_that_did_not_run_yet_is_named(run):
+    with pytest.raises(LabError, match="run notebook 03_train of this run first"):
+        run.require(run.adapter, "03_train")
+
+
+def test_evidence_is_plain_json_with_unix_newlines(run):
+    run.record("data", {"source": "Zoë"})
+    raw = (run.folder / "evidence.json").read_bytes()
+    assert b"\r" not in raw
+    assert json.loads(raw)["data"]["source"] == "Zoë"
