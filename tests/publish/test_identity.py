@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from finelab import LabError
+from finelab.publish import Weights, answer_logits, chain, greedy_answers, require_identity
+from finelab.publish.identity import IGNORE
+from tests.tiny import base_model, with_adapter
+
+ROWS = [
+    {"input_ids": list(range(start, start + 20)), "labels": [IGNORE] * 8 + list(range(start + 8, start + 20))}
+    for start in (3, 30, 60)
+]
+PROVEN = Weights(adapted=14, moved=14, untouched=6, faults=())
+
+
+class IdsAsText:
+    """A tokenizer whose text is the ids; the model is random, so words would mean nothing."""
+
+    pad_token_id = 0
+
+    def __call__(self, text, add_special_tokens, return_tensors):
+        from transformers import BatchEncoding
+
+        ids = torch.tensor([[int(part) for part in text.split()]])
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def said(model):
+    prompts = [" ".join(map(str, row["input_ids"][:8])) for row in ROWS]
+    return answer_logits(model, ROWS), greedy_answers(model, IdsAsText(), prompts, max_new_tokens=6)
+
+
+@pytest.fixture
+def base():
+    return said(base_model())
+
+
+@pytest.fixture
+def tuned():
+    return said(with_adapter(base_model()))
+
+
+@pytest.fixture
+def merged():
+    return said(with_adapter(base_model()).merge_and_unload())
+
+
+def test_logits_are_those_that_predict_the_answers():
+    model = base_model()
+    logits = answer_logits(model, ROWS, positions=5)
+    with torch.no_grad():
+        whole = model(input_ids=torch.tensor([ROWS[0]["input_ids"]])).logits[0]
+    assert torch.equal(logits[0], whole[7:12])
+
+
+def test_a_right_merge_passes(base, tuned, merged):
+    links = chain(base, tuned, merged, "16bit")
+    assert [link.passed for link in links] == [True, True]
+    assert links[1].mean_kl < 1e-6
+    assert links[1].greedy_match_share == 1
+    require_identity(PROVEN, links)
+
+
+def test_the_base_instead_of_the_merge_fails(base, tuned):
+    links = chain(base, tuned, base, "16bit")
+    assert not links[0].passed
+    assert not links[1].passed
+    with pytest.raises(LabError, match="Nothing was pushed"):
+        require_identity(PROVEN, links)
+
+
+def test_an_adapter_that_changes_nothing_fails_at_the_first_link(base):
+    links = chain(base, base, base, "16bit")
+    assert [link.passed for link in links] == [False, True]
+    with pytest.raises(LabError, match="the adapter was hardly trained"):
+        require_identity(PROVEN, links)
+
+
+def test_a_half_merge_fails(base, tuned):
+    model = with_adapter(base_model())
+    for name, parameter in model.named_parameters():
+        if "layers.1" in name and "lora_B" in name:
+            torch.nn.init.zeros_(parameter)
+    links = chain(base, tuned, said(model.merge_and_unload()), "16bit")
+    assert not links[1].passed
+
+
+def test_unproven_weights_stop_the_push_even_if_behaviour_agrees(base, tuned, merged):
+    weights = Weights(adapted=13, moved=13, untouched=6, faults=("x is missing",))
+    with pytest.raises(LabError, match=r"x is missing.*Likely causes"):
+        require_identity(weights, chain(base, tuned, merged, "16bit"))
+
+
+def test_the_evidence_has_the_promised_keys(base, tuned, merged):
+    kept = chain(base, tuned, merged, "16bit")[1].evidence()
+    assert list(kept) == [
+        "from",
+        "to",
+        "max_abs_logit_diff",
+        "mean_kl",
+        "top1_agreement_share",
+        "greedy_match_share",
+        "passed",
+    ]
