@@ -65,12 +65,11 @@ class Profile:
         except KeyError:
             raise AttributeError(name) from None
 
-    @property
-    def torch_dtype(self) -> Any:
-        """The dtype as `from_pretrained` takes it."""
+    def torch_dtype(self, setting: str = "dtype") -> Any:
+        """The dtype that a setting names, as `from_pretrained` takes it."""
         import torch
 
-        return getattr(torch, self.decisions["dtype"].value)
+        return getattr(torch, self.decisions[setting].value)
 
     def describe(self) -> str:
         """One line per setting: name, value, reason."""
@@ -120,6 +119,7 @@ def decide(hardware: Hardware, recipe: Recipe, overrides: str = "") -> Profile:
     settle("dtype", *_dtype(hardware))
     settle("bf16", decisions["dtype"].value == "bfloat16", "autocast in the dtype above")
     settle("fp16", decisions["dtype"].value == "float16", "autocast above, with a scaled loss")
+    settle("merge_dtype", *_merge_dtype(hardware, decisions["dtype"].value))
     settle("load_in_4bit", *_load_in_4bit(hardware, recipe))
     settle("use_gradient_checkpointing", *_checkpointing(hardware, recipe))
     settle("dataset_num_proc", *_workers(hardware))
@@ -211,6 +211,12 @@ def _dtype(hardware: Hardware) -> tuple[str, str]:
     return "float32", "this processor has no bfloat16 instructions"
 
 
+def _merge_dtype(hardware: Hardware, dtype: str) -> tuple[str, str]:
+    if hardware.device == "cuda":
+        return dtype, "Unsloth reads the 16-bit base itself, shard by shard"
+    return "bfloat16", "the base's files are bfloat16; a float32 model would be saved as float16"
+
+
 def _load_in_4bit(hardware: Hardware, recipe: Recipe) -> tuple[bool, str]:
     if recipe.model.load_in_4bit and hardware.device != "cuda":
         return False, "without a card 4 bit saves nothing and cannot be merged"
@@ -237,6 +243,7 @@ def _read_overrides(text: str) -> dict[str, Any]:
         if not equals:
             raise LabError(f"{OVERRIDE}={text}: expected name=value, got {item!r}.")
         found[name] = words.get(value.lower(), int(value) if value.isdigit() else value)
-    if found.get("dtype", "float32") not in ("float32", "float16", "bfloat16"):
-        raise LabError(f"{OVERRIDE}: dtype must be float32, float16 or bfloat16.")
+    for name in ("dtype", "merge_dtype"):
+        if found.get(name, "float32") not in ("float32", "float16", "bfloat16"):
+            raise LabError(f"{OVERRIDE}: {name} must be float32, float16 or bfloat16.")
     return found

@@ -26,8 +26,8 @@ class ChatModel:
     def prompt(self, messages: list[Message]) -> str:
         """The text the model sees: rendered as in training, with control tokens in it broken up."""
         control = control_pattern(control_tokens(self.tokenizer))
-        clean = [{"role": each["role"], "content": clean(each["content"], control)} for each in messages]
-        return render(self.tokenizer, clean, self.date_string, add_generation_prompt=True)
+        safe = [{"role": each["role"], "content": clean(each["content"], control)} for each in messages]
+        return render(self.tokenizer, safe, self.date_string, add_generation_prompt=True)
 
     def stream(
         self, messages: list[Message], tuned: bool = True, temperature: float | None = None
@@ -89,7 +89,7 @@ def load(run: Run) -> ChatModel:
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=str(adapter),
         max_seq_length=run.recipe.model.max_seq_length,
-        dtype=profile.torch_dtype,
+        dtype=profile.torch_dtype(),
         load_in_4bit=profile.load_in_4bit,
     )
     FastLanguageModel.for_inference(model)

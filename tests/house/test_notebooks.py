@@ -1,0 +1,62 @@
+"""What a reader meets in every notebook, and whether its calls still exist in the libraries."""
+
+import ast
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+
+def cells(path, kind):
+    return [
+        "".join(cell["source"])
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == kind
+    ]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short_and_explained(path):
+    code, prose = cells(path, "code"), cells(path, "markdown")
+    assert max(len(cell.splitlines()) for cell in code) <= 13
+    assert len(prose) >= 0.6 * len(code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_imports_unsloth_first_and_says_where_it_runs(path):
+    first = cells(path, "code")[0]
+    assert first.startswith("import unsloth")
+    assert "show.header(run, profile)" in first
+
+
+def keywords_of(function):
+    """The parameters of a function or method, read from the installed source without importing it."""
+    module, name = function
+    source = Path(importlib.util.find_spec(module.partition(".")[0]).submodule_search_locations[0])
+    path = source.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            arguments = node.args
+            yield {a.arg for a in arguments.posonlyargs + arguments.args + arguments.kwonlyargs}
+
+
+ON_CUDA = {
+    "from_pretrained": ("unsloth.models.loader", "from_pretrained"),
+    "get_peft_model": ("unsloth.models.llama", "get_peft_model"),
+    "save_pretrained_merged": ("unsloth.save", "unsloth_generic_save_pretrained_merged"),
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_unsloths_cuda_functions_take_the_keywords_we_pass(path):
+    for cell in cells(path, "code"):
+        for node in ast.walk(ast.parse(cell)):
+            name = getattr(getattr(node, "func", None), "attr", "")
+            owner = getattr(getattr(getattr(node, "func", None), "value", None), "id", "")
+            if not isinstance(node, ast.Call) or name not in ON_CUDA or owner == "AutoTokenizer":
+                continue
+            passed = {keyword.arg for keyword in node.keywords}
+            assert any(passed <= known for known in keywords_of(ON_CUDA[name])), (name, passed)
