@@ -1,0 +1,152 @@
+"""Execute one notebook as it stands, with progress, in a kernel that never outlives the runner."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+from finelab.commands.progress import Progress
+from finelab.errors import LabError
+from finelab.files import write_text
+from finelab.run import RUN_VARIABLE
+
+FULL_DISK = re.compile(  # the last one is torch's, which hides the system's reason
+    r"No space left on device|Errno 28\b|WinError 112\b|Disk quota exceeded"
+    r"|PytorchStreamWriter failed writing"
+)
+NO_MEMORY = ("MemoryError", "OutOfMemoryError")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+SHOWN_LINES = 12
+
+
+class NotebookError(Exception):
+    """A cell failed in a way that is the lab's fault, with what to send in a bug report."""
+
+
+class Stopped(Exception):
+    """The user stopped the notebook."""
+
+
+def execute(notebook: Path, run_folder: Path, copy: Path, progress: Progress) -> None:
+    """Execute `notebook` for a run and keep it as `copy`, which is there only if it ended well.
+
+    LabError is a mistake the user can mend, NotebookError any other failed cell, KeyboardInterrupt
+    a stop; what had been executed by then is in `<copy>.failed.ipynb`.
+    """
+    content = nbformat.read(notebook, as_version=4)
+    failed = copy.with_suffix(".failed.ipynb")
+    client = Client(content, progress, notebook.parent)
+    try:
+        client.execute(env={**os.environ, RUN_VARIABLE: str(run_folder)})
+    except (CellExecutionError, RuntimeError, Stopped) as error:
+        write_text(failed, nbformat.writes(content))
+        if client.stopping:
+            raise KeyboardInterrupt from error
+        _explain(error, notebook.stem, client.cell_number, failed)
+    write_text(copy, nbformat.writes(content))
+    failed.unlink(missing_ok=True)
+    if client.stopping:
+        raise KeyboardInterrupt
+
+
+class Client(NotebookClient):  # type: ignore[misc]
+    """nbclient that shows progress, and at Ctrl-C lets the kernel finish what it is saving."""
+
+    def __init__(self, content: Any, progress: Progress, folder: Path) -> None:
+        super().__init__(
+            content,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(folder)}},
+            startup_timeout=300,
+            extra_arguments=["--log-level=ERROR"],  # not a warning at every start about plain TCP
+            store_widget_state=False,
+            coalesce_streams=True,
+        )
+        self.progress = progress
+        self.cell_number = 0
+        self.stopping = False
+        self._in_cell = False
+        self._stopping_task: asyncio.Task[None] | None = None
+
+    def create_kernel_manager(self) -> Any:
+        """The kernel runs this environment's Python, whatever kernels the user has installed."""
+        manager = super().create_kernel_manager()
+        manager.kernel_spec.argv[0] = sys.executable
+        return manager
+
+    async def async_start_new_kernel(self, **kwargs: Any) -> None:
+        """Take the signals from nbclient: it would shut the kernel down in the midst of a save."""
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            self._stopping_task = loop.create_task(self._stop())
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, stop)
+            except NotImplementedError:  # Windows
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+        await super().async_start_new_kernel(**kwargs)
+
+    async def async_execute_cell(self, cell: Any, *args: Any, **kwargs: Any) -> Any:
+        """Execute a cell unless the user has stopped the notebook."""
+        if self.stopping:
+            raise Stopped
+        if cell.cell_type == "code":
+            self.cell_number += 1
+            self.progress.cell(self.cell_number)
+        self._in_cell = True
+        try:
+            return await super().async_execute_cell(cell, *args, **kwargs)
+        finally:
+            self._in_cell = False
+
+    def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
+        """Look for a line of progress in what a cell prints or displays."""
+        content = msg["content"]
+        if msg["msg_type"] == "stream":
+            self.progress.say(content["text"])
+        elif msg["msg_type"] in ("display_data", "update_display_data"):
+            self.progress.say(content["data"].get("text/plain", ""))
+        return super().process_message(msg, cell, cell_index)
+
+    async def _stop(self) -> None:
+        """Interrupt the running cell; asked a second time, end the kernel at once."""
+        if self.stopping and self.km is not None:
+            await self.km.shutdown_kernel(now=True)
+        elif self._in_cell and self.km is not None:
+            await self.km.interrupt_kernel()
+        self.stopping = True
+
+
+def _explain(error: Exception, stage: str, cell: int, failed: Path) -> NoReturn:
+    if isinstance(error, DeadKernelError):
+        raise LabError(
+            f"{stage}: the kernel died in cell {cell}, most often for want of memory; close other "
+            "programs or use a smaller model, then run the same command again."
+        ) from error
+    if not isinstance(error, CellExecutionError):
+        raise LabError(f"{stage}: the kernel did not start ({error}); run it again.") from error
+    if error.ename == "LabError":
+        raise LabError(f"{stage}: {error.evalue}") from error
+    trace = COLOUR.sub("", error.traceback)
+    if FULL_DISK.search(trace):
+        raise LabError(
+            f"{stage}: the disk is full; free some space and run the same command again."
+        ) from error
+    if error.ename in NO_MEMORY:
+        raise LabError(
+            f"{stage}: not enough memory in cell {cell}; close other programs or use a smaller "
+            "batch (--set training.per_device_train_batch_size=1) under another --run NAME."
+        ) from error
+    tail = "\n".join(f"    {line}" for line in trace.strip().splitlines()[-SHOWN_LINES:])
+    raise NotebookError(f"{stage}: cell {cell} failed:\n{tail}\nmore of it: {failed}") from error

@@ -1,0 +1,187 @@
+"""Fine-tune, merge, check and talk: notebooks 01 to 05 in order; done stages are kept."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finelab import recipe
+from finelab.errors import LabError
+from finelab.files import writing
+from finelab.machine import require_free_space
+from finelab.recipe import Recipe
+from finelab.run import RUNS, Run, create_run, default_recipe, open_run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NOTEBOOKS = Path(__file__).parent.parent.parent / "notebooks"
+# What each stage leaves in the run's folder, besides figures and evidence, which it overwrites.
+OUTPUTS = {
+    "01_data": ("data",),
+    "02_adapter": (),
+    "03_train": ("checkpoints", "adapter"),
+    "04_publish": ("merged", "pushed"),
+    "05_chat": (),
+}
+NEEDED_BYTES = 2_000_000_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `lab.py run`."""
+    presets = ", ".join(recipe.preset_names())
+    parser.add_argument("--recipe", metavar="NAME", help=f"one of: {presets}")
+    parser.add_argument("--run", metavar="NAME", help="the run's name; the recipe's when left out")
+    parser.add_argument("--data", metavar="FILE", help="your conversations: json, jsonl or parquet")
+    parser.add_argument(
+        "--from",
+        dest="from_stage",
+        metavar="STAGE",
+        help="do this stage and the later ones again: data, adapter, train, publish or chat",
+    )
+    parser.add_argument(
+        "--set",
+        dest="assignments",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change the recipe, for example data.limit=200 (may be repeated)",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run what is left of a run, and end with the table of what came out."""
+    first = stage_called(args.from_stage) if args.from_stage else None
+    run = prepare(args)
+    if first:
+        set_aside(run, stages_from(first), outputs=True)
+
+    from rich.console import Console  # here, so that a wrong option is told at once
+
+    from finelab.commands.execute import NotebookError
+    from finelab.commands.summary import summary
+
+    console = Console()
+    try:
+        run_stages(run, NOTEBOOKS, console)
+    except NotebookError as error:
+        print(f"finelab: {error}", file=sys.stderr)
+        return 1
+    console.print(summary(run))
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> Run:
+    """The run that the options name, made when it is new; LabError before anything is written."""
+    chosen = chosen_recipe(args)
+    folder = folder_of(args.run or chosen.name)
+    require_free_space(folder, NEEDED_BYTES, "a run")
+    changed = args.recipe or args.data or args.assignments
+    if changed or not (folder / "recipe.toml").exists():
+        create_run(folder, chosen)
+    with writing(folder), tempfile.TemporaryFile(dir=folder):  # can anything be written here?
+        return open_run(folder)
+
+
+def chosen_recipe(args: argparse.Namespace) -> Recipe:
+    """The preset with the user's data file and changes laid over it."""
+    preset = recipe.load_preset(args.recipe or default_recipe())
+    if args.data:
+        path = Path(args.data).expanduser().absolute()
+        if not path.is_file():
+            raise LabError(f"--data {args.data}: there is no such file ({path}).")
+        data = dataclasses.replace(preset.data, source=str(path), heldout_sources=(), revision=None)
+        preset = dataclasses.replace(preset, data=data)
+    return recipe.override(preset, args.assignments)
+
+
+def folder_of(name: str) -> Path:
+    """The folder of the run called `name`; LabError when that is a path rather than a name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise LabError(
+            f"--run {name}: a run has a name, not a path: letters, digits, dots, dashes and "
+            "underscores, and it starts with a letter or a digit."
+        )
+    return RUNS / name
+
+
+def named_run(name: str) -> Run:
+    """An existing run; LabError lists those that there are."""
+    folder = folder_of(name)
+    if not (folder / "recipe.toml").exists():
+        known = ", ".join(existing_runs())
+        raise LabError(
+            f"there is no run {name!r} (there are: {known or 'none'}); "
+            "`python lab.py run --run NAME` makes one."
+        )
+    return open_run(folder)
+
+
+def existing_runs() -> list[str]:
+    """The names of the runs that there are."""
+    return sorted(path.parent.name for path in RUNS.glob("*/recipe.toml"))
+
+
+def stage_called(text: str) -> str:
+    """The stage that `train`, `03`, `03_train` or `03_train.ipynb` means; LabError for others."""
+    name = text.removesuffix(".ipynb")
+    for stage in OUTPUTS:
+        number, _, word = stage.partition("_")
+        if name in (stage, number, word):
+            return stage
+    words = ", ".join(stage.partition("_")[2] for stage in OUTPUTS)
+    raise LabError(f"--from {text}: there is no such stage; there are: {words}.")
+
+
+def stages_from(first: str) -> list[str]:
+    """A stage and those after it."""
+    stages = list(OUTPUTS)
+    return stages[stages.index(first) :]
+
+
+def set_aside(run: Run, stages: list[str], outputs: bool) -> None:
+    """Move the stages' executed copies, and their outputs too, to `replaced/`: nothing is lost."""
+    paths = [copy_of(run, stage) for stage in stages]
+    if outputs:
+        paths += [run.folder / name for stage in stages for name in OUTPUTS[stage]]
+    present = [path for path in paths if path.exists()]
+    if not present:
+        return
+    target = run.folder / "replaced" / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%fZ")
+    with writing(target):
+        for path in present:
+            moved = target / path.relative_to(run.folder)
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(moved)
+
+
+def run_stages(run: Run, notebooks: Path, console: Console) -> None:
+    """Execute the notebooks that this run has not been through yet; says which ones it has."""
+    import nbformat
+
+    from finelab.commands.execute import execute
+    from finelab.commands.progress import Progress
+
+    progress = Progress(console)
+    for stage in OUTPUTS:
+        copy = copy_of(run, stage)
+        if copy.exists():
+            word = stage.partition("_")[2]
+            console.print(f"{stage}: done before, kept; --from {word} does it again")
+            continue
+        set_aside(run, stages_from(stage), outputs=False)  # they rest on what is made anew
+        notebook = notebooks / f"{stage}.ipynb"
+        cells = nbformat.read(notebook, as_version=4).cells
+        with progress.stage(stage, sum(cell.cell_type == "code" for cell in cells)):
+            execute(notebook, run.folder, copy, progress)
+
+
+def copy_of(run: Run, stage: str) -> Path:
+    """Where the executed notebook of a stage is kept: it is there when the stage is done."""
+    return run.notebooks / f"{stage}.ipynb"

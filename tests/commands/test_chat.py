@@ -1,0 +1,81 @@
+"""The terminal chat around a model: switching, forgetting, stopping; the model is a plain echo."""
+
+import pytest
+
+from finelab import LabError
+from finelab.__main__ import main
+from finelab.commands import run as command
+from finelab.commands.chat import Talk
+
+
+class Echo:
+    """Answers with how many messages it saw and which model was asked; can be stopped midway."""
+
+    def __init__(self, stops=False):
+        self.stops = stops
+        self.closed = False
+
+    def stream(self, messages, tuned=True):
+        try:
+            yield f"{'tuned' if tuned else 'base'} saw "
+            if self.stops:
+                raise KeyboardInterrupt
+            yield f"{len(messages)}"
+        finally:
+            self.closed = True
+
+
+def test_an_answer_is_printed_and_remembered(capsys):
+    talk = Talk(Echo(), system="Be brief.", tuned=True)
+    talk.ask("Hello")
+    talk.ask("Again")
+    assert capsys.readouterr().out == "tuned saw 2\ntuned saw 4\n"
+    assert [message["role"] for message in talk.messages] == [
+        "system", "user", "assistant", "user", "assistant",
+    ]  # fmt: skip
+
+
+def test_the_model_is_switched_within_a_conversation(capsys):
+    talk = Talk(Echo(), system=None, tuned=True)
+    assert talk.command("/base") == "The base model answers now."
+    talk.ask("Hello")
+    talk.command("/tuned")
+    talk.ask("Hello")
+    assert capsys.readouterr().out == "base saw 1\ntuned saw 3\n"
+
+
+def test_a_new_conversation_keeps_the_system_prompt():
+    talk = Talk(Echo(), system="Be brief.", tuned=True)
+    talk.ask("Hello")
+    talk.command("/new")
+    assert talk.messages == [{"role": "system", "content": "Be brief."}]
+
+
+def test_an_unknown_command_lists_those_there_are():
+    assert "/quit" in Talk(Echo(), system=None, tuned=True).command("/help")
+
+
+def test_a_stopped_answer_ends_the_generation_and_is_kept(capsys):
+    model = Echo(stops=True)
+    talk = Talk(model, system=None, tuned=True)
+    talk.ask("Hello")
+    assert model.closed
+    assert capsys.readouterr().out == "tuned saw  [stopped]\n"
+    assert talk.messages[-1] == {"role": "assistant", "content": "tuned saw"}
+
+
+def test_an_unknown_run_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "RUNS", tmp_path)
+    assert main(["chat", "--run", "nothing"]) == 2
+    assert "there is no run 'nothing' (there are: none)" in capsys.readouterr().err
+
+
+def test_a_run_without_an_adapter_says_what_to_do(run, monkeypatch, capsys):
+    monkeypatch.setattr(command, "RUNS", run.folder.parent)
+    assert main(["chat", "--run", "trial"]) == 2
+    assert "run notebook 03_train" in capsys.readouterr().err
+
+
+def test_the_run_may_be_no_path():
+    with pytest.raises(LabError, match="a run has a name, not a path"):
+        command.named_run("../elsewhere")

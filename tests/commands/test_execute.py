@@ -1,0 +1,174 @@
+"""Notebooks executed by real kernels: what is kept, what is shown, and how each failure reads."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from finelab import LabError
+from finelab.commands.execute import NotebookError, execute
+from finelab.commands.progress import Progress
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def attempt(tmp_path, console):
+    """Executes a notebook for a run in `tmp_path/run`, and gives its copy's path."""
+
+    def attempt(notebook, every_s=0.0):
+        copy = tmp_path / "run" / "notebooks" / notebook.name
+        progress = Progress(console, every_s)
+        with progress.stage(notebook.stem, 1):
+            execute(notebook, tmp_path / "run", copy, progress)
+        return copy
+
+    return attempt
+
+
+def failed_copy(tmp_path):
+    return tmp_path / "run" / "notebooks" / "03_train.failed.ipynb"
+
+
+def test_the_kernel_knows_the_run_the_folder_and_this_python(attempt, write_notebook, tmp_path):
+    notebook = write_notebook(
+        "import os, sys; print(os.environ['FINELAB_RUN'], os.getcwd(), sys.executable, sep='|')"
+    )
+    before = notebook.read_bytes()
+    copy = nbformat.read(attempt(notebook), as_version=4)
+    run, folder, python = copy.cells[0].outputs[0].text.strip().split("|")
+    assert run == str(tmp_path / "run")
+    assert Path(folder).samefile(notebook.parent)
+    assert python == sys.executable
+    assert notebook.read_bytes() == before
+
+
+def test_progress_lines_are_shown_from_streams_and_displays(attempt, write_notebook, console):
+    attempt(
+        write_notebook(
+            "print('loading'); print('step 1/3  loss 2.0', flush=True)",
+            "handle = display({'text/plain': 'step 2/3  loss 1.5'}, raw=True, display_id=True)\n"
+            "handle.update({'text/plain': 'step 3/3  loss 1.2'}, raw=True)",
+        )
+    )
+    shown = console.file.getvalue()
+    for line in ("step 1/3  loss 2.0", "step 2/3  loss 1.5", "step 3/3  loss 1.2"):
+        assert line in shown
+    assert "loading" not in shown
+    assert "03_train: done in 0:0" in shown
+
+
+def test_a_lab_error_keeps_its_sentence(attempt, write_notebook, tmp_path):
+    notebook = write_notebook(
+        "from finelab import LabError", "raise LabError('row 3 has no answer; add one.')"
+    )
+    with pytest.raises(LabError, match=r"^03_train: row 3 has no answer; add one\.$"):
+        attempt(notebook)
+    assert nbformat.read(failed_copy(tmp_path), as_version=4).cells[0].execution_count == 1
+    assert not (tmp_path / "run" / "notebooks" / "03_train.ipynb").exists()
+
+
+def test_another_error_shows_its_end_its_cell_and_the_failed_copy(attempt, write_notebook, tmp_path):
+    with pytest.raises(NotebookError) as raised:
+        attempt(write_notebook("x = 1", "x / 0"))
+    text = str(raised.value)
+    assert "03_train: cell 2 failed" in text
+    assert "ZeroDivisionError: division by zero" in text
+    assert str(failed_copy(tmp_path)) in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("raise OSError(28, 'No space left on device')", "the disk is full"),
+        ("raise MemoryError", "not enough memory in cell 1"),
+        ("import os; os._exit(9)", "the kernel died in cell 1, most often for want of memory"),
+    ],
+)
+def test_a_machine_at_its_limit_is_one_sentence(attempt, write_notebook, code, sentence):
+    with pytest.raises(LabError, match=f"^03_train: {sentence}"):
+        attempt(write_notebook(code))
+
+
+def test_a_notebook_that_ends_well_leaves_no_failed_copy(attempt, write_notebook, tmp_path):
+    with pytest.raises(NotebookError):
+        attempt(write_notebook("1 / 0"))
+    assert failed_copy(tmp_path).exists()
+    assert attempt(write_notebook("1")).exists()
+    assert not failed_copy(tmp_path).exists()
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from finelab.commands.execute import execute
+from finelab.commands.progress import Progress
+
+notebook, run = Path(sys.argv[1]), Path(sys.argv[2])
+try:
+    execute(notebook, run, run / notebook.name, Progress(Console(), every_s=0))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+WAITS = """
+import os, pathlib, signal, time
+print("step", os.getpid(), flush=True)
+try:
+    while True:
+        time.sleep(0.1)
+except KeyboardInterrupt:
+    pathlib.Path(os.environ["FINELAB_RUN"], "saved").write_text("whole")
+"""
+
+
+@pytest.fixture
+def runner(tmp_path, write_notebook):
+    """A runner in its own process, in the midst of a cell; gives it and its kernel's process id."""
+    (tmp_path / "run").mkdir()
+    notebook = write_notebook(WAITS, "raise SystemError('the next cell was executed')")
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, str(notebook), str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    line = process.stdout.readline()
+    while "step" not in line:
+        assert line, "the runner ended before its cell began"
+        line = process.stdout.readline()
+    yield process, int(line.rpartition("step ")[2])
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def wait_for_end(pid):
+    """Return when a process that is not this one's child has ended; pytest's time limit bounds it."""
+    import psutil
+
+    try:
+        psutil.Process(pid).wait()
+    except psutil.NoSuchProcess:
+        return
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a console, not to a process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_lets_the_cell_save_and_ends_the_kernel(runner, tmp_path, number):
+    process, kernel = runner
+    process.send_signal(number)
+    assert process.wait() == 130
+    wait_for_end(kernel)
+    assert (tmp_path / "run" / "saved").read_text() == "whole"
+    assert not (tmp_path / "run" / "03_train.ipynb").exists()
+
+
+def test_the_kernel_does_not_outlive_a_killed_runner(runner):
+    process, kernel = runner
+    process.kill()
+    wait_for_end(kernel)

@@ -1,0 +1,141 @@
+"""`lab.py run`: what its options mean, which stages it does, and what it never loses."""
+
+import argparse
+
+import pytest
+
+from finelab import LabError
+from finelab.__main__ import main
+from finelab.commands import run as command
+from finelab.commands.run import OUTPUTS, copy_of, prepare, run_stages, set_aside, stages_from
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "RUNS", tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def options(runs):
+    """Parsed options of `lab.py run`."""
+
+    def parse(*arguments):
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        return parser.parse_args(["--recipe", "smollm2-135m", *arguments])
+
+    return parse
+
+
+@pytest.mark.parametrize("text", ["train", "03", "03_train", "03_train.ipynb"])
+def test_a_stage_may_be_called_by_any_of_its_names(text):
+    assert command.stage_called(text) == "03_train"
+
+
+def test_the_options_become_the_runs_recipe(options, runs, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text("{}\n", encoding="utf-8")
+    made = prepare(options("--run", "mine", "--data", str(file), "--set", "data.limit=200"))
+    assert made.folder == runs / "mine"
+    assert made.recipe.data.source == str(file)
+    assert made.recipe.data.heldout_sources == ()
+    assert made.recipe.data.limit == 200
+
+
+def test_the_run_is_called_like_its_recipe(options, runs):
+    assert prepare(options()).folder == runs / "smollm2-135m"
+
+
+def test_a_run_goes_on_with_its_own_recipe(options):
+    made = prepare(options("--run", "small", "--set", "lora.r=8"))
+    args = options("--run", "small")
+    args.recipe = None
+    assert prepare(args) == made
+
+
+def test_a_run_is_not_changed_in_its_midst(options):
+    prepare(options("--run", "small", "--set", "lora.r=8"))
+    with pytest.raises(LabError, match=r"lora\.r: 8 -> 4.*--run NAME"):
+        prepare(options("--run", "small", "--set", "lora.r=4"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--recipe", "llama-9"], "there is no recipe 'llama-9'; there are: llama-3.2-1b, "),
+        (["--data", "nowhere.jsonl"], "--data nowhere.jsonl: there is no such file"),
+        (["--set", "lora.rank=8"], "--set: lora.rank: unknown key"),
+        (["--set", "lora.r=much"], "--set: lora.r: expected int, got 'much'"),
+        (["--run", "../elsewhere"], "--run ../elsewhere: a run has a name, not a path"),
+        (["--from", "merge"], "--from merge: there is no such stage; there are: data, adapter, "),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_and_makes_no_run(runs, capsys, arguments, sentence):
+    assert main(["run", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"finelab: {sentence}")
+    assert "Traceback" not in told
+    assert not runs.exists()
+
+
+def test_a_runs_folder_that_cannot_be_written_is_named(options, runs):
+    runs.write_text("a file where the folder should be", encoding="utf-8")
+    with pytest.raises(LabError, match=r"cannot write .*runs"):
+        prepare(options())
+
+
+def test_a_full_disk_is_named_before_anything_is_written(options, runs, monkeypatch):
+    monkeypatch.setattr(command, "NEEDED_BYTES", 10**18)
+    with pytest.raises(LabError, match="not enough disk for a run"):
+        prepare(options())
+    assert not runs.exists()
+
+
+def test_from_a_stage_sets_it_and_the_later_ones_aside(run):
+    made = [copy_of(run, stage) for stage in OUTPUTS]
+    made += [run.folder / name / "file" for names in OUTPUTS.values() for name in names]
+    for path in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(path.relative_to(run.folder)), encoding="utf-8")
+    set_aside(run, stages_from("03_train"), outputs=True)
+    (replaced,) = (run.folder / "replaced").iterdir()
+    kept = {path for path in made if path.exists()}
+    assert kept == {copy_of(run, "01_data"), copy_of(run, "02_adapter"), run.folder / "data/file"}
+    for path in set(made) - kept:
+        name = path.relative_to(run.folder)
+        assert (replaced / name).read_text(encoding="utf-8") == str(name)
+
+
+def test_with_nothing_to_set_aside_nothing_is_made(run):
+    set_aside(run, list(OUTPUTS), outputs=True)
+    assert not (run.folder / "replaced").exists()
+
+
+@pytest.mark.slow
+def test_a_second_call_keeps_what_is_done_and_goes_on(run, write_notebook, console):
+    count = "import os, pathlib; open(os.environ['FINELAB_RUN'] + '/{}', 'a').write('x')"
+    for stage in OUTPUTS:
+        write_notebook(count.format(stage), name=stage)
+    broken = write_notebook("from finelab import LabError; raise LabError('no.')", name="04_publish")
+    with pytest.raises(LabError, match=r"^04_publish: no\.$"):
+        run_stages(run, broken.parent, console)
+    write_notebook(count.format("04_publish"), name="04_publish")
+    run_stages(run, broken.parent, console)
+    told = " ".join(console.file.getvalue().split())
+    assert "03_train: done before, kept; --from train does it again" in told
+    for stage in OUTPUTS:
+        assert (run.folder / stage).read_text() == "x"
+        assert copy_of(run, stage).exists()
+
+
+@pytest.mark.slow
+def test_a_stage_done_anew_makes_the_later_ones_new(run, write_notebook, console):
+    for stage in OUTPUTS:
+        notebook = write_notebook("1", name=stage)
+    run_stages(run, notebook.parent, console)
+    copy_of(run, "04_publish").unlink()
+    run_stages(run, notebook.parent, console)
+    (replaced,) = (run.folder / "replaced").iterdir()
+    assert [path.name for path in replaced.rglob("*.ipynb")] == ["05_chat.ipynb"]
+    assert copy_of(run, "05_chat").exists()

@@ -1,0 +1,238 @@
+"""lab.py: says what is wrong before it installs, and makes, keeps and repairs an environment."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lab
+from finelab.__main__ import COMMANDS
+
+ROOT = Path(lab.__file__).parent
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository whose lock is one small package."""
+    (tmp_path / "environment").mkdir()
+    (tmp_path / "environment" / "cpu.txt").write_text("six==1.17.0\n", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def installed(repository):
+    venv = repository / ".venv"
+    lab.install(repository, venv, "cpu")
+    return venv
+
+
+def call(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "lab.py"), *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, **environment},
+    )
+
+
+def starts(venv, code):
+    return subprocess.run([lab.python_of(venv), "-c", code], cwd=venv).returncode == 0
+
+
+def test_an_old_python_can_parse_it():
+    ast.parse((ROOT / "lab.py").read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+def test_it_needs_nothing_but_the_standard_library():
+    tree = ast.parse((ROOT / "lab.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module.split(".")[0] for node in imports if isinstance(node, ast.ImportFrom)}
+    assert names <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("version", [(2, 7, 18), (3, 6, 15), (3, 10, 13), (3, 14, 0)])
+def test_an_unsupported_python_is_told_which_to_use(version):
+    with pytest.raises(lab.SetupError, match=rf"Python {version[0]}\.{version[1]}, .*3\.11"):
+        lab.check_python(version)
+
+
+@pytest.mark.parametrize("version", [(3, 11, 0), (3, 12, 4), (3, 13, 9)])
+def test_a_supported_python_goes_on(version):
+    lab.check_python(version)
+
+
+@pytest.mark.parametrize(
+    ("system", "nvidia", "paperspace", "forced", "lock"),
+    [
+        ("Linux", True, False, "", "cuda"),
+        ("Linux", False, False, "", "cpu"),
+        ("Linux", True, True, "", "paperspace"),
+        ("Linux", False, True, "", "cpu"),
+        ("Windows", True, False, "", "windows"),
+        ("Windows", False, False, "", "cpu"),
+        ("Darwin", False, False, "", "cpu"),
+        ("Linux", True, False, "cpu", "cpu"),
+    ],
+)
+def test_the_lock_fits_the_machine(system, nvidia, paperspace, forced, lock):
+    assert lab.choose_lock(system, nvidia, paperspace, forced) == lock
+
+
+def test_every_lock_that_can_be_chosen_is_there():
+    for lock in ("cpu", "cuda", "windows", "paperspace"):
+        assert lab.wanted_stamp(ROOT, lock)["lock"] == lock
+
+
+def test_torch_comes_as_the_build_for_the_machine():
+    linux = lab.torch_sources("cpu", "Linux", "torch==2.13.0")
+    assert lab.TORCH_INDEX["cpu"] in linux[0]
+    assert linux[1] == ["torch==2.13.0"]  # with its dependencies: it does not import without
+    assert lab.torch_sources("cpu", "Darwin", "torch==2.13.0") == [["--no-deps", "torch==2.13.0"]]
+    assert lab.torch_sources("cuda", "Linux", "torch==2.13.0") == [["--no-deps", "torch==2.13.0"]]
+    (windows,) = lab.torch_sources("windows", "Windows", "torch==2.13.0")
+    assert lab.TORCH_INDEX["windows"] in windows  # never the CPU build beside a card
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+         "the disk is full"),
+        ("WARNING: Retrying: NewConnectionError('<pip>: Failed to establish a new connection')",
+         "no network"),
+        ("ERROR: No matching distribution found for nonsense==1", "No matching distribution"),
+    ],
+)  # fmt: skip
+def test_a_failed_pip_is_explained(line, sentence):
+    assert sentence in lab.explain(["Collecting something", line, ""])
+
+
+def test_the_commands_are_those_of_the_library():
+    assert set(lab.COMMANDS) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("run", "--help")])
+def test_help_installs_nothing(tmp_path, arguments):
+    told = call(*arguments, FINELAB_VENV=str(tmp_path / "venv"))
+    assert told.returncode == 0
+    assert "run" in told.stdout
+    assert not (tmp_path / "venv").exists()
+
+
+def test_an_unknown_command_is_named_and_installs_nothing(tmp_path):
+    told = call("trian", FINELAB_VENV=str(tmp_path / "venv"))
+    assert told.returncode == 2
+    assert told.stderr.startswith("finelab: there is no command 'trian'; there are: run, ")
+    assert not (tmp_path / "venv").exists()
+
+
+def test_an_unknown_lock_is_named(tmp_path):
+    told = call("doctor", FINELAB_VENV=str(tmp_path / "venv"), FINELAB_LOCK="amiga")
+    assert told.returncode == 2
+    assert "FINELAB_LOCK to one of: cpu, cuda, paperspace, windows" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_a_place_that_cannot_hold_the_environment_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    told = call("doctor", FINELAB_VENV=str(tmp_path / "file" / "venv"))
+    assert told.returncode == 2
+    assert "cannot write into" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+@pytest.mark.slow
+def test_installing_leaves_a_working_environment_and_a_stamp(repository, installed):
+    assert starts(installed, "import six; assert six.__version__ == '1.17.0'")
+    assert lab.is_ready(repository, installed, "cpu")
+    assert (lab.site_packages(installed) / "finelab.pth").read_text().strip() == str(repository)
+    assert "six" in (installed / lab.LOG).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_second_call_does_not_run_pip(repository, installed):
+    before = (installed / lab.LOG).read_bytes()
+    lab.install(repository, installed, "cpu")
+    assert (installed / lab.LOG).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_changed_lock_is_installed(repository, installed):
+    (repository / "environment" / "cpu.txt").write_text("six==1.16.0\n", encoding="utf-8")
+    assert not lab.is_ready(repository, installed, "cpu")
+    lab.install(repository, installed, "cpu")
+    assert starts(installed, "import six; assert six.__version__ == '1.16.0'")
+    assert lab.is_ready(repository, installed, "cpu")
+
+
+@pytest.mark.slow
+def test_the_lock_for_another_machine_gets_a_fresh_environment(repository, installed):
+    (repository / "environment" / "cuda.txt").write_text("six==1.17.0\n", encoding="utf-8")
+    left_over = installed / "left-over"
+    left_over.touch()
+    lab.install(repository, installed, "cuda")
+    assert lab.is_ready(repository, installed, "cuda")
+    assert not left_over.exists()
+
+
+@pytest.mark.slow
+def test_an_installation_that_was_cut_off_is_completed(repository, installed):
+    (installed / lab.STAMP).unlink()
+    assert not lab.is_ready(repository, installed, "cpu")
+    lab.install(repository, installed, "cpu")
+    assert lab.is_ready(repository, installed, "cpu")
+
+
+@pytest.mark.slow
+def test_an_environment_whose_python_is_gone_is_made_anew(repository, installed):
+    lab.python_of(installed).unlink()
+    assert not lab.is_ready(repository, installed, "cpu")
+    lab.install(repository, installed, "cpu")
+    assert starts(installed, "import six")
+
+
+@pytest.mark.slow
+def test_an_environment_without_pip_is_made_anew(repository, installed):
+    (installed / lab.STAMP).unlink()
+    pip = lab.site_packages(installed) / "pip"
+    pip.rename(installed / "not-pip")
+    lab.install(repository, installed, "cpu")
+    assert starts(installed, "import six, pip")
+    assert not (installed / "not-pip").exists()
+
+
+@pytest.mark.slow
+def test_an_environment_of_another_python_is_not_ready(repository, installed):
+    stamp = json.loads((installed / lab.STAMP).read_text())
+    (installed / lab.STAMP).write_text(json.dumps({**stamp, "python": "3.9"}))
+    assert not lab.is_ready(repository, installed, "cpu")
+
+
+@pytest.mark.slow
+def test_a_lock_that_cannot_be_installed_is_one_sentence(repository):
+    lock = repository / "environment" / "cpu.txt"
+    lock.write_text("six==1.17.0\nsix-of-nothing==0.0.1\n", encoding="utf-8")
+    venv = repository / ".venv"
+    with pytest.raises(lab.SetupError, match=r"six-of-nothing==0\.0\.1.*install\.log"):
+        lab.install(repository, venv, "cpu")
+    assert not lab.is_ready(repository, venv, "cpu")
+    lock.write_text("six==1.17.0\n", encoding="utf-8")
+    lab.install(repository, venv, "cpu")
+    assert lab.is_ready(repository, venv, "cpu")
+
+
+@pytest.mark.slow
+def test_two_at_once_install_one_after_the_other(repository):
+    code = (
+        "import lab, pathlib, sys; root = pathlib.Path(sys.argv[1]); lab.install(root, root / '.venv', 'cpu')"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code, str(repository)], cwd=ROOT) for _ in range(2)]
+    assert [each.wait() for each in both] == [0, 0]
+    log = (repository / ".venv" / lab.LOG).read_text(encoding="utf-8")
+    assert log.count("$ pip install") == 1
+    assert starts(repository / ".venv", "import six")
