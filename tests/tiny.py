@@ -28,5 +28,5 @@ def with_adapter(model, use_rslora=False, moved=True):
         torch.manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.2)
+                torch.nn.init.normal_(parameter, std=0.6)
     return model.eval()

@@ -50,10 +50,6 @@ def trained(run: Run) -> list[tuple[str, str]]:
             f"{_seconds(training.get('seconds'))}, "
             f"{_number(training.get('tokens_per_s'), '.0f')} tokens/s",
         ),
-        (
-            "training loss",
-            f"{_number(training.get('first_loss'), '.3f')} -> {_number(training.get('last_loss'), '.3f')}",
-        ),
     ]
 
 

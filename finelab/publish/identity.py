@@ -1,8 +1,8 @@
 """Links of the identity chain: how far one model's answers are from another's.
 
-Measured on SmolLM2 with a trained adapter, mean KL in nats: a right merge rounded to bfloat16 is 8e-4
-away when both run in float32, 7e-3 when both run in bfloat16, 0.33 when the adapter runs on a 4-bit
-base; the base itself is 0.13 away.
+Measured on the embedded default (583 positions of 16 held-out rows, computed in float32), mean KL in
+nats from the adapter on its base: merged in float32 2e-9, merged and rounded to bfloat16 1e-2, the
+base itself 0.13. The rounding is a property of the file, not an error; quantising to 4 bit moves 0.33.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from finelab.errors import LabError
 from finelab.publish.weights import Weights
 
 IGNORE = -100
-# What a right merge may differ by, for the precision the answers were computed in.
-MAX_KL = {"float32": 5e-3, "16bit": 2e-2, "4bit": 0.6}  # mean nats
-MAX_FLIP_GAP = {"float32": 0.5, "16bit": 1.0, "4bit": 10.0}  # logits between exchanged tokens
+MAX_KL = {"16bit": 2e-2, "4bit": 0.6}  # mean nats a right merge may be away, by the base's precision
+MIN_TOP1 = {"16bit": 0.9, "4bit": 0.6}  # measured for a right merge: 0.96 in bfloat16
 MIN_EFFECT = 3.0  # the fine-tune must move the answers by this many times the merge's rounding
 _CAUSES = {
     True: "the adapter was hardly trained (train longer or with a larger learning_rate), or its "
@@ -53,13 +52,13 @@ class Link:
 
 
 def for_proof(model: Any) -> tuple[Any, str]:
-    """The model in the precision its answers are compared in, and that precision's name.
+    """The model as its answers are compared, and the precision its base was loaded in.
 
-    On a CPU it is float32, which is exact enough to measure the merge and not the arithmetic; a GPU's
+    On a CPU it computes in float32, so that the gap is the merge's and not the arithmetic's; a GPU's
     memory does not hold that, so there it stays as it was loaded.
     """
     if model.device.type == "cpu":
-        return model.float(), "float32"
+        return model.float(), "16bit"
     return model, "4bit" if getattr(model, "is_loaded_in_4bit", False) else "16bit"
 
 
@@ -96,38 +95,34 @@ def greedy_answers(
 
 
 def chain(base: Said, tuned: Said, merged: Said, precision: str) -> list[Link]:
-    """The links base -> adapter -> merged by what the three said; `precision` is "float32", "16bit" or
-    "4bit".
+    """The links base -> adapter -> merged by what the three said; `precision` is "16bit" or "4bit".
 
     The merge must be as near to the adapter as rounding allows, the base clearly further away: a
     merge that equals its base failed.
     """
-    merge, gap = _link("adapter", "merged", tuned, merged)
-    same = merge.mean_kl <= MAX_KL[precision] and gap <= MAX_FLIP_GAP[precision]
-    tune, _ = _link("base", "adapter", base, tuned)
+    tune = _link("base", "adapter", base, tuned)
+    merge = _link("adapter", "merged", tuned, merged)
+    same = merge.mean_kl <= MAX_KL[precision] and merge.top1_agreement_share >= MIN_TOP1[precision]
     moved = tune.mean_kl > max(MIN_EFFECT * merge.mean_kl, 1e-6)
     return [replace(tune, passed=moved), replace(merge, passed=same)]
 
 
-def _link(from_: str, to: str, reference: Said, other: Said) -> tuple[Link, float]:
-    """The link's numbers, and the largest reference gap between two tokens that changed places."""
+def _link(from_: str, to: str, reference: Said, other: Said) -> Link:
+    """The link's numbers; whether they pass is for the chain to say."""
     import torch
 
     first, second = torch.cat(reference[0]), torch.cat(other[0])
     log_p, log_q = first.log_softmax(-1), second.log_softmax(-1)
     kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-    best, chosen = first.argmax(-1, keepdim=True), second.argmax(-1, keepdim=True)
-    flip_gap = first.gather(-1, best) - first.gather(-1, chosen)
-    numbers = Link(
+    return Link(
         from_=from_,
         to=to,
         max_abs_logit_diff=float((first - second).abs().max()),
         mean_kl=max(kl, 0.0),
-        top1_agreement_share=float((best == chosen).float().mean()),
+        top1_agreement_share=float((first.argmax(-1) == second.argmax(-1)).float().mean()),
         greedy_match_share=_matching_share(reference[1], other[1]),
         passed=False,
     )
-    return numbers, float(flip_gap.max())
 
 
 def require_identity(weights: Weights, links: Sequence[Link]) -> None:

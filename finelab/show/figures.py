@@ -12,6 +12,7 @@ import numpy as np
 from finelab.files import writing
 
 BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#9aa3ad"
+WIDTH = 9.0  # inches
 
 
 def save(figure: Any, path: Path, line: str) -> None:
@@ -53,7 +54,7 @@ def paired_bars(
     axes.barh(rows + 0.2, after, height=0.38, color=BLUE, label="tuned")
     axes.set_yticks(rows, list(names))
     axes.invert_yaxis()
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -80,8 +81,10 @@ def identity_bars(links: Sequence[dict[str, Any]]) -> Any:
         height=1 + 0.5 * len(links),
     )
     colours = [BLUE if link["passed"] else ORANGE for link in links]
-    axes.barh(names, [max(link["mean_kl"], 1e-12) for link in links], color=colours)
+    distances = [max(link["mean_kl"], 1e-12) for link in links]
+    axes.barh(names, distances, color=colours)
     axes.set_xscale("log")
+    axes.set_xlim(left=min(distances) / 10)
     axes.invert_yaxis()
     return figure
 
@@ -89,9 +92,11 @@ def identity_bars(links: Sequence[dict[str, Any]]) -> Any:
 def answers_by_token(tokens: Sequence[str], trained: Sequence[bool], columns: int = 96) -> Any:
     """The row as text, tokens that carry a label coloured, so that one sees what is learned."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
+    size = WIDTH * 72 / columns / 0.602  # DejaVu Sans Mono is 0.602 em wide
     lines = _wrapped(tokens, trained, columns)
-    figure = Figure(figsize=(9, 0.5 + 0.21 * len(lines)))
+    figure = Figure(figsize=(WIDTH, 0.5 + 0.22 * len(lines)))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, columns)
     axes.set_ylim(len(lines) + 0.5, -1.2)
@@ -99,7 +104,9 @@ def answers_by_token(tokens: Sequence[str], trained: Sequence[bool], columns: in
     axes.text(0, -0.7, "blue: trained   grey: read only", fontsize=9, color=BLUE, weight="bold")
     for row, line in enumerate(lines):
         for column, text, is_trained in line:
-            _token_box(axes, column, row, text, BLUE if is_trained else GREY)
+            colour = BLUE if is_trained else GREY
+            axes.add_patch(Rectangle((column, row - 0.45), len(text), 0.9, color=colour, alpha=0.25, lw=0))
+            axes.text(column, row, text, fontsize=size, family="DejaVu Sans Mono", va="center")
     return figure
 
 
@@ -142,10 +149,3 @@ def _wrapped(
             lines.append([])
             column = 0
     return [line for line in lines if line]
-
-
-def _token_box(axes: Any, column: int, row: int, text: str, colour: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    axes.add_patch(Rectangle((column, row - 0.45), max(len(text), 0.5), 0.9, color=colour, alpha=0.25, lw=0))
-    axes.text(column, row, text, fontsize=7.6, family="DejaVu Sans Mono", va="center")
