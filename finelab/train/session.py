@@ -105,6 +105,8 @@ class Session:
                 f"training stopped at step {state.global_step} of {steps}; run this notebook again, "
                 "it goes on from the last checkpoint."
             )
+        # Without the trainer's autocast around forward, tuned is measured as the base was before.
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         with staged(self.run.adapter) as stage:
             trainer.model.save_pretrained(stage)
             trainer.processing_class.save_pretrained(stage)
