@@ -12,6 +12,8 @@ from pathlib import Path
 
 from finelab import machine, recipe
 from finelab.commands.run import existing_runs
+from finelab.errors import LabError
+from finelab.publish import read_token
 from finelab.run import RUNS, default_recipe
 
 ENVIRONMENT = Path(__file__).parent.parent.parent / "environment"
@@ -107,6 +109,7 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _token() -> str:
-    from huggingface_hub import get_token
-
-    return "found" if get_token() else "none: a push goes to a folder"
+    try:
+        return "found" if read_token() else "none: a push goes to a folder"
+    except LabError as error:
+        return str(error)

@@ -7,6 +7,8 @@ import dataclasses
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,9 +61,14 @@ def main(args: argparse.Namespace) -> int:
     """Run what is left of a run, and end with the table of what came out."""
     first = stage_called(args.from_stage) if args.from_stage else None
     run = prepare(args)
-    if first:
-        set_aside(run, stages_from(first), outputs=True)
+    with alone(run):
+        if first:
+            set_aside(run, stages_from(first), outputs=True)
+        return do(run)
 
+
+def do(run: Run) -> int:
+    """Execute the stages that are left and show the table; returns the exit code."""
     from rich.console import Console  # here, so that a wrong option is told at once
 
     from finelab.commands.execute import NotebookError
@@ -75,6 +82,20 @@ def main(args: argparse.Namespace) -> int:
         return 1
     console.print(summary(run))
     return 0
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Hold the run, so that no other lab.py writes into it; LabError when one does."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(run.folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise LabError(
+            f"another lab.py is working on run {run.name!r}; wait for it, or use --run NAME."
+        ) from error
 
 
 def prepare(args: argparse.Namespace) -> Run:

@@ -7,7 +7,7 @@ from finelab.commands.doctor import out_of_step
 
 
 def test_the_report_covers_the_machine_and_the_profile(capsys, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "secret" * 6)
     assert main(["doctor"]) == 0
     told = capsys.readouterr().out
     for label in ("lock", "packages", "card", "memory", "disk", "Hub token     found", "dtype"):

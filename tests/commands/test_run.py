@@ -139,3 +139,15 @@ def test_a_stage_done_anew_makes_the_later_ones_new(run, write_notebook, console
     (replaced,) = (run.folder / "replaced").iterdir()
     assert [path.name for path in replaced.rglob("*.ipynb")] == ["05_chat.ipynb"]
     assert copy_of(run, "05_chat").exists()
+
+
+def test_two_runners_do_not_work_on_the_same_run(options):
+    run = prepare(options("--run", "mine"))
+    with (
+        command.alone(run),
+        pytest.raises(LabError, match=r"another lab\.py is working on run 'mine'"),
+        command.alone(run),
+    ):
+        pass
+    with command.alone(run):
+        pass

@@ -1,0 +1,46 @@
+"""Time the main job: `python lab.py run` on the embedded default, from nothing but its environment.
+
+python benchmarks/main_job.py   writes benchmarks/results/main_job.json and its two pictures; with another
+machine the numbers are another's. No peer is compared, so `ratios` is empty.
+"""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+PICTURES = ("01_mask", "03_heldout")
+
+
+def main() -> None:
+    """Run the job in a folder of its own and keep what it recorded."""
+    with tempfile.TemporaryDirectory() as runs:
+        started = time.monotonic()
+        command = [sys.executable, str(ROOT / "lab.py"), "run", "--recipe", "smollm2-135m"]
+        subprocess.run(command, env={**os.environ, "FINELAB_RUNS": runs, "HF_TOKEN": ""}, check=True)
+        wall_s = time.monotonic() - started
+        run = Path(runs) / "smollm2-135m"
+        evidence = json.loads((run / "evidence.json").read_text(encoding="utf-8"))
+        for name in PICTURES:
+            shutil.copy(run / "figures" / f"{name}.png", RESULTS / f"main_job-{name}.png")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # Linux counts KiB
+    result = {
+        "benchmark": "main_job",
+        "ratios": {},
+        "limit_share": None,
+        "details": {"wall_s": round(wall_s, 1), "peak_memory_bytes": peak, **evidence},
+    }
+    text = json.dumps(result, ensure_ascii=False)
+    (RESULTS / "main_job.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

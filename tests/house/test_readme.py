@@ -1,0 +1,78 @@
+"""The README's file tree and numbers are true."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULT = ROOT / "benchmarks" / "results" / "main_job.json"
+IGNORED = {"runs"}  # in the tree, but made by the lab
+
+
+def tree():
+    """The paths of the README's file tree, folders ending in a slash."""
+    block = re.search(r"```text\n(.*?)```", README, re.DOTALL)[1]
+    stack, found = [], set()
+    for line in block.splitlines():
+        match = re.match(r"( *)(\S+)", line)
+        depth = len(match[1]) // 2
+        stack = [*stack[:depth], match[2]]
+        found.add("".join(stack))
+    return found
+
+
+def tracked():
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [Path(line) for line in listed.stdout.splitlines() if (ROOT / line).exists()]
+
+
+def test_everything_in_the_tree_exists():
+    for path in tree():
+        if path.strip("/").partition("/")[0] not in IGNORED:
+            assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+
+
+def test_every_part_is_in_the_tree():
+    """The top level, and what lies directly in finelab/ and notebooks/."""
+    wanted = set()
+    for path in tracked():
+        for parent in ("", "finelab/", "notebooks/"):
+            if path.as_posix().startswith(parent):
+                first, slash, _ = path.as_posix().removeprefix(parent).partition("/")
+                wanted.add(parent + first + slash)
+    hidden = {name for name in wanted if name.startswith(".") or name.endswith("__init__.py")}
+    assert wanted - hidden <= tree()
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
+def test_links_inside_the_repo_resolve(link):
+    assert link.startswith("https://") or (ROOT / link).exists()
+
+
+def test_the_measured_numbers_are_those_of_the_result_file():
+    details = json.loads(RESULT.read_text(encoding="utf-8"))["details"]
+    training, evaluation = details["training"], details["evaluation"]
+    minutes, seconds = divmod(round(details["wall_s"]), 60)
+    low, high = evaluation["interval"]
+    families = evaluation["families"]
+    for said in (
+        f"{minutes} min {seconds:02} s",
+        f"{details['peak_memory_bytes'] / 1e9:.1f} GB",
+        f"{training['steps']} steps",
+        f"{training['tokens_per_s']:.0f} tokens/s",
+        f"{details['data']['train_rows']} conversations",
+        f"{evaluation['heldout_nll_base']:.3f} → {evaluation['heldout_nll_tuned']:.3f}",
+        f"{evaluation['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
+        f"{families['heldout_nll_base']:.3f} → {families['heldout_nll_tuned']:.3f}",
+    ):
+        assert said in README, said
