@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORE = -100
+from finelab.data import IGNORE
 
 
 def response_nll(

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from finelab.data import IGNORE
 from finelab.errors import LabError
 from finelab.publish.weights import Weights
 
-IGNORE = -100
 MAX_KL = {"16bit": 2e-2, "4bit": 0.6}  # mean nats a right merge may be away, by the base's precision
 MIN_TOP1 = {"16bit": 0.9, "4bit": 0.6}  # measured for a right merge: 0.96 in bfloat16
 MIN_EFFECT = 3.0  # the fine-tune must move the answers by this many times the merge's rounding

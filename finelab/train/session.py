@@ -6,14 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from finelab.data import IGNORE
 from finelab.errors import LabError
 from finelab.files import staged
 from finelab.machine import peak_memory_bytes, require_free_space
 from finelab.run import Run
 from finelab.show import Live
 from finelab.train.checkpoint import newest_whole, seal
-
-IGNORE = -100
 
 
 class Session:

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from finelab import LabError
+from finelab.data import IGNORE
 from finelab.publish import Weights, answer_logits, chain, greedy_answers, require_identity
-from finelab.publish.identity import IGNORE
 from tests.tiny import base_model, with_adapter
 
 ROWS = [
