@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,10 @@ def test_cells_are_short_and_explained(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_first_cell_imports_unsloth_first_and_says_where_it_runs(path):
+def test_the_first_cell_imports_unsloth_before_what_it_patches_and_says_where_it_runs(path):
     first = cells(path, "code")[0]
-    assert first.startswith("import unsloth")
+    imported = re.findall(r"^(?:import|from) (\w+)", first, re.MULTILINE)
+    assert imported == ["finelab", "unsloth"]
     assert "show.header(run, profile)" in first
 
 
