@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from finelab.chat.model import ChatModel
-from finelab.data.standardize import Message
+from finelab.data.dialects import Message
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finelab.data import render
-from finelab.data.standardize import Message, clean, control_pattern, control_tokens
+from finelab.data.dialects import Message
+from finelab.data.standardize import clean, control_pattern, control_tokens
 from finelab.recipe import Chat
 from finelab.run import Run
 

@@ -1,8 +1,4 @@
-"""Any row to one canonical form, every repair counted, every row that cannot be saved named.
-
-Two dialects: ShareGPT (`from`/`value`) and messages (`role`/`content`), in a column `conversations`
-or `messages`, detected row by row.
-"""
+"""Any row to one canonical form, every repair counted, every row that cannot be saved named."""
 
 from __future__ import annotations
 
@@ -14,24 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from finelab.data.dialects import Message, Unusable, to_messages
 from finelab.errors import LabError
 
-Message = dict[str, str]
-
-ROLES = {
-    "system": "system",
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
-}
-COLUMNS = ("conversations", "messages")
-KEYS = (("from", "value"), ("role", "content"))
 # Control characters, lone surrogates, unassigned planes: a byte that a vocabulary lacks (SmolLM2's
 # lacks 0x16) becomes its unknown token, which is a control token.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\U00040000-\U000dffff]")
-
-
-class Unusable(Exception):
-    """A row that cannot be saved; the text is the reason it is counted under."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +65,7 @@ def standardize(
     for number, row in enumerate(rows, start=1):
         result.rows_in += 1
         try:
-            messages = _repaired(_messages(row), pattern, result)
+            messages = _repaired(to_messages(row), pattern, result)
         except Unusable as reason:
             result.dropped.append((number, str(reason)))
             continue
@@ -132,35 +116,6 @@ def limit(conversations: list[Conversation], rows: int | None) -> list[Conversat
         return conversations
     picked = {each.id for each in sorted(conversations, key=lambda each: each.id)[:rows]}
     return [each for each in conversations if each.id in picked][:rows]
-
-
-def _messages(row: dict[str, Any] | str) -> list[Message]:
-    if isinstance(row, str):
-        raise Unusable("not valid JSON")
-    if not isinstance(row, dict):
-        raise Unusable("not an object")
-    turns = next((row[column] for column in COLUMNS if row.get(column) is not None), None)
-    if turns is None:
-        raise Unusable("no column conversations or messages")
-    if not isinstance(turns, list) or not turns:
-        raise Unusable("empty conversation" if turns == [] else "conversation is not a list")
-    return [_message(turn) for turn in turns]
-
-
-def _message(turn: Any) -> Message:
-    if not isinstance(turn, dict):
-        raise Unusable("turn is not an object")
-    for role_key, content_key in KEYS:
-        if role_key in turn:
-            role, content = turn[role_key], turn.get(content_key)
-            break
-    else:
-        raise Unusable("turn without from or role")
-    if not isinstance(role, str) or role.strip().lower() not in ROLES:
-        raise Unusable(f"role {str(role)[:40]!r} is not known")
-    if not isinstance(content, str):
-        raise Unusable("content is not text")
-    return {"role": ROLES[role.strip().lower()], "content": content}
 
 
 def _repaired(messages: list[Message], control: re.Pattern[str], result: Standardized) -> list[Message]:
@@ -231,6 +186,6 @@ def _gate(result: Standardized, max_dropped_share: float) -> None:
         reasons = ", ".join(f"{n} x {why}" for why, n in result.dropped_counts.most_common(5))
         raise LabError(
             f"{lost} of {result.rows_in} rows cannot be used ({reasons}); expected `conversations` "
-            "with from/value or `messages` with role/content, a question and an answer each. "
+            "with from/value, `messages` with role/content, prompt/completion or instruction/output. "
             f"The limit is data.max_dropped_share = {max_dropped_share}."
         )

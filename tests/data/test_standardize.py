@@ -29,11 +29,36 @@ def one(row):
         sharegpt(("user", "q"), ("bing", "a")),
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
         {"conversations": [{"role": "User", "content": "q"}, {"role": "model", "content": "a"}]},
+        {"prompt": "q", "completion": "a"},
+        {
+            "prompt": [{"role": "user", "content": "q"}],
+            "completion": [{"role": "assistant", "content": "a"}],
+        },
+        {"instruction": "q", "input": "", "output": "a"},
+        {"instruction": "q", "context": None, "response": "a", "category": "qa"},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, GPT]},
         {"messages": [{"from": "prompter", "value": "q", "weight": 1}, {"from": "bot", "value": "a"}]},
     ],
 )
 def test_dialects_become_one_form(row):
     assert one(row)[0] == [("user", "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Sum up.", "input": "A text.", "output": "a"},
+        {"instruction": "Sum up.", "context": "A text.", "response": "a"},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": t} for t in ("Sum up.\n", "A text.")]},
+                GPT,
+            ]
+        },
+    ],
+)
+def test_what_belongs_to_the_question_is_kept_with_it(row):
+    assert one(row)[0] == [("user", "Sum up.\n\nA text."), ("assistant", "a")]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +128,20 @@ def test_repairs_are_made_and_counted(row, expected, repair):
         ({"conversations": [USER, {"from": "gpt"}]}, "content is not text"),
         ({"conversations": [USER, {"from": "narrator", "value": "a"}]}, "role 'narrator' is not known"),
         ({"conversations": [USER, {"from": 3, "value": "a"}]}, "role '3' is not known"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "url": "x"}]}, GPT]},
+            "content has a part that is not text (image_url)",
+        ),
+        (
+            {"messages": [{"role": "user", "content": ["q"]}, GPT]},
+            "content has a part that is not text (None)",
+        ),
+        ({"messages": [{"role": "user", "content": {"text": "q"}}, GPT]}, "content is not text"),
+        ({"prompt": "q", "completion": None}, "conversation is not a list"),
+        ({"prompt": "q"}, "no column conversations or messages"),
+        ({"instruction": "q", "input": 3, "output": "a"}, "content is not text"),
+        ({"instruction": "q", "output": ""}, "no answer to a question"),
+        ({"conversations": [USER, {"role": "tool", "content": "a"}]}, "role 'tool' is not known"),
         ({"conversations": [USER]}, "no answer to a question"),
         ({"conversations": [GPT]}, "no answer to a question"),
         (sharegpt(("human", "q"), ("gpt", "")), "no answer to a question"),
