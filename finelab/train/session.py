@@ -12,19 +12,19 @@ from finelab.files import staged
 from finelab.machine import peak_memory_bytes, require_free_space
 from finelab.run import Run
 from finelab.show import Live
-from finelab.train.checkpoint import newest_whole, seal
+from finelab.train.checkpoint import Checkpoint, newest_whole, seal
 
 
 class Session:
     """Finds the newest whole checkpoint of a run and says whether anything is left to train.
 
-    `resume_from_checkpoint` is what `trainer.train` takes: a folder, or None for a fresh start.
+    After `finished`, `resume_from_checkpoint` is what `trainer.train` takes: a folder, or None.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         require_free_space(run.folder, 1_000_000_000, "checkpoints")
-        self._start = newest_whole(run.checkpoints)
+        self._start: Checkpoint | None = None
         self._began = time.monotonic()
 
     @property
@@ -33,10 +33,12 @@ class Session:
         return str(self._start.folder) if self._start else None
 
     def finished(self, trainer: Any) -> bool:
-        """Whether the newest checkpoint is the run's last step; says where training goes on.
+        """Whether the newest whole checkpoint is the run's last step; says where training goes on.
 
-        transformers would train a finished run one step further.
+        It looks each time, so that a cell run again after an interruption goes on too. transformers
+        would train a finished run one step further.
         """
+        self._start = newest_whole(self.run.checkpoints)
         steps = total_steps(trainer)
         done = self._start.step if self._start else 0
         if done >= steps:
@@ -135,9 +137,11 @@ class Session:
 
 def trained_share(rows: Any) -> float:
     """The share of the rows' tokens that carry a label."""
-    labels = [label for row in rows["labels"] for label in row]
-    trained = sum(1 for label in labels if label != IGNORE)
-    return float(trained / len(labels))
+    total = trained = 0
+    for labels in rows["labels"]:
+        total += len(labels)
+        trained += len(labels) - labels.count(IGNORE)
+    return trained / total
 
 
 def total_steps(trainer: Any) -> int:
