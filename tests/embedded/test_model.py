@@ -12,7 +12,7 @@ from finelab.errors import LabError
 
 WEIGHTS = "model.safetensors"
 # SmolLM2's vocabulary lacks the bytes of six control characters and of the unassigned U+40000 to U+BFFFF.
-ENCODABLE = st.characters(max_codepoint=0x3FFFF, exclude_characters="\x04\x06\x13\x14\x16\x1d")
+ENCODABLE = st.characters(codec="utf-8", max_codepoint=0x3FFFF, exclude_characters="\x04\x06\x13\x14\x16\x1d")
 
 
 @pytest.fixture
