@@ -183,10 +183,15 @@ def evidence(profile: Profile) -> dict[str, Any]:
     }
 
 
+def free_bytes(folder: Path) -> int:
+    """What is free on the disk that holds `folder`, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
 def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
     """LabError when the disk that holds `folder` has less than `needed_bytes` free for `what`."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if free < needed_bytes:
         raise LabError(
             f"not enough disk for {what}: {folder} has {free / 1e9:.2f} GB free and "

@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
         "out of step": _out_of_step(lock),
         "card": _card(),
         "memory": _memory(),
-        "disk": f"{_free_bytes(RUNS) / 1e9:.1f} GB free for {RUNS}",
+        "disk": f"{machine.free_bytes(RUNS) / 1e9:.1f} GB free for {RUNS}",
         "Hub token": _token(),
         "recipes": ", ".join(recipe.preset_names()),
         "runs": ", ".join(existing_runs()) or "none yet",
@@ -101,11 +101,6 @@ def _memory() -> str:
 
     memory = psutil.virtual_memory()
     return f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
-
-
-def _free_bytes(folder: Path) -> int:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(existing).free
 
 
 def _token() -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
-NOTEBOOKS = Path(__file__).parent.parent.parent / "notebooks"
+from finelab.run import NOTEBOOKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

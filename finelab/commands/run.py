@@ -18,12 +18,11 @@ from finelab.errors import LabError
 from finelab.files import writing
 from finelab.machine import require_free_space
 from finelab.recipe import Recipe
-from finelab.run import RUNS, Run, create_run, default_recipe, open_run
+from finelab.run import NOTEBOOKS, RUNS, Run, create_run, default_recipe, open_run
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-NOTEBOOKS = Path(__file__).parent.parent.parent / "notebooks"
 # What each stage leaves in the run's folder, besides figures and evidence, which it overwrites.
 OUTPUTS = {
     "01_data": ("data",),

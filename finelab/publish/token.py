@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 from finelab.errors import LabError
+from finelab.run import NOTEBOOKS
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 FILES = (".hftoken", "token.txt")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
