@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from finelab.chat.model import ChatModel
-from finelab.data.dialects import Message
+from finelab.data.conversation import Message
 
 
 @dataclass(frozen=True)

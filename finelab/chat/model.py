@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finelab.data import render
-from finelab.data.dialects import Message
+from finelab.data.conversation import Message
 from finelab.data.standardize import clean, control_pattern, control_tokens
 from finelab.recipe import Chat
 from finelab.run import Run

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-Message = dict[str, str]
+from finelab.data.conversation import Message
 
 ROLES = {
     "system": "system",

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from finelab.data.dialects import Message, Unusable, to_messages
+from finelab.data.conversation import Conversation, Message, content_id
+from finelab.data.dialects import Unusable, to_messages
 from finelab.errors import LabError
 
 # Control characters, lone surrogates, unassigned planes: a byte that a vocabulary lacks (SmolLM2's
 # lacks 0x16) becomes its unknown token, which is a control token.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\U00040000-\U000dffff]")
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """One row in canonical form; `id` is the hash of its messages."""
-
-    id: str
-    messages: list[Message]
-    source: str
-    score: float | None
-    number: int
 
 
 @dataclass
@@ -81,12 +69,6 @@ def standardize(
         )
     _gate(result, max_dropped_share)
     return result
-
-
-def content_id(messages: list[Message]) -> str:
-    """A hash of the messages' roles and contents: the same conversation has the same id anywhere."""
-    canonical = json.dumps([(each["role"], each["content"]) for each in messages])
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def control_tokens(tokenizer: Any) -> list[str]:

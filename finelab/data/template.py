@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finelab.data.dialects import Message
+from finelab.data.conversation import Message
 from finelab.errors import LabError
 
 

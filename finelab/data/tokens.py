@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from finelab.data.standardize import Conversation
+from finelab.data.conversation import Conversation
 from finelab.data.template import trained_spans
 from finelab.errors import LabError
 
