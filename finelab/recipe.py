@@ -15,6 +15,8 @@ from typing import Any
 from finelab.errors import LabError
 
 PRESETS = Path(__file__).parent / "recipes"
+DUPLICATES = ("keep", "exact", "near")
+TRUNCATION = ("drop", "cut_turn", "cut")
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,27 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """Where conversations come from and how they are split; lengths in tokens, shares from 0 to 1."""
+    """Which conversations are used and how they are split; shares from 0 to 1, lengths in tokens.
 
-    source: str
+    A source is `embedded`, a file, or a data set on the Hub: `owner/name` or `owner/name@revision`.
+    `weights` are the sources' shares in the mix; without them all rows of all sources are used.
+    """
+
+    sources: tuple[str, ...]
     heldout_share: float
-    revision: str | None = None
-    limit: int | None = None
     heldout_sources: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    limit: int | None = None
+    duplicates: str = "exact"
+    near_duplicate_threshold: float = 0.8
+    languages: tuple[str, ...] = ()
+    min_score: float | None = None
+    min_trained_tokens: int = 1
+    truncation: str = "cut_turn"
     max_dropped_share: float = 0.2
+    max_truncated_share: float = 0.5
+    min_trained_share: float = 0.02
+    max_leaked_share: float = 1.0
     date_string: str = "26 Jul 2024"
 
 
@@ -207,9 +222,11 @@ def _section(kind: type, table: dict[str, Any], where: str) -> Any:
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
     if typing.get_origin(hint) is tuple:
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        raise LabError(f'{where}: expected a list of strings such as ["a", "b"], got {value!r}.')
+        item = typing.get_args(hint)[0]
+        if isinstance(value, list):
+            return tuple(_typed(each, item, f"{where}[{i}]") for i, each in enumerate(value))
+        example = '["a", "b"]' if item is str else "[0.7, 0.3]"
+        raise LabError(f"{where}: expected a list such as {example}, got {value!r}.")
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(value) in kinds:
         return value
@@ -229,7 +246,20 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
     rules = {
         "model.max_seq_length must be at least 16": recipe.model.max_seq_length >= 16,
         "data.heldout_share must lie between 0 and 1": 0 < data.heldout_share < 1,
+        "data.sources must name at least one source": len(data.sources) > 0,
+        "data.weights must be one for each of data.sources, or none": (
+            len(data.weights) in (0, len(data.sources))
+        ),
+        f"data.duplicates must be one of {', '.join(DUPLICATES)}": data.duplicates in DUPLICATES,
+        f"data.truncation must be one of {', '.join(TRUNCATION)}": data.truncation in TRUNCATION,
+        "data.near_duplicate_threshold must lie between 0.5 and 1": (
+            0.5 <= data.near_duplicate_threshold <= 1
+        ),
+        "data.min_trained_tokens must be at least 1": data.min_trained_tokens >= 1,
         "data.max_dropped_share must lie between 0 and 1": 0 <= data.max_dropped_share <= 1,
+        "data.max_truncated_share must lie between 0 and 1": 0 <= data.max_truncated_share <= 1,
+        "data.min_trained_share must lie between 0 and 1": 0 <= data.min_trained_share <= 1,
+        "data.max_leaked_share must lie between 0 and 1": 0 <= data.max_leaked_share <= 1,
         "data.limit must be at least 4": data.limit is None or data.limit >= 4,
         "lora.r must be at least 1": lora.r >= 1,
         "lora.lora_alpha must be at least 1": lora.lora_alpha >= 1,

@@ -1,46 +1,85 @@
 """The forms in which people keep conversations, detected row by row, as one list of messages.
 
-ShareGPT (`from`/`value`) and messages (`role`/`content`) in a column `conversations` or `messages`;
-`prompt`/`completion`; Alpaca (`instruction`, `input`, `output`); Dolly (`instruction`, `context`,
-`response`).
+Turns in a column `conversations`, `conversation` or `messages`: ShareGPT (`from`/`value`) or messages
+(`role`/`content`), also mixed, also as the JSON text that a csv file holds. One question and one
+answer in columns of their own: `prompt`/`completion`, `question`/`answer`, Alpaca, Dolly. Tool calls
+as OpenAI writes them, as bare objects, or as the text of a `function_call` turn.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from finelab.data.conversation import Message
 
+CALL = "function_call"  # the role of a turn that is nothing but tool calls
 ROLES = {
-    "system": "system",
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter", "question"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard", "ai"), "assistant"),
+    **dict.fromkeys((CALL, "tool_call"), CALL),
+    **dict.fromkeys(
+        ("tool", "observation", "ipython", "function", "function_response", "tool_response"), "tool"
+    ),
 }
-COLUMNS = ("conversations", "messages")
-TURN_KEYS = (("from", "value"), ("role", "content"))
-PAIRS = (("instruction", "input", "output"), ("instruction", "context", "response"))  # Alpaca, Dolly
+COLUMNS = ("conversations", "conversation", "messages")
+# question, what belongs to it, answer
+PAIRS = (
+    ("prompt", None, "completion"),
+    ("prompt", None, "response"),
+    ("instruction", "input", "output"),  # Alpaca
+    ("instruction", "context", "response"),  # Dolly
+    ("question", None, "answer"),
+    ("question", None, "response"),  # OpenOrca
+)
+MEDIA = ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url")
 
 
 class Unusable(Exception):
     """A row that cannot be saved; the text is the reason it is counted under."""
 
 
-def to_messages(row: Any) -> list[Message]:
-    """A row's turns with the roles system, user and assistant; Unusable when it has none."""
-    if isinstance(row, str):
-        raise Unusable("not valid JSON")
+def to_messages(row: Any) -> tuple[list[Message], list[dict[str, Any]] | None]:
+    """A row's turns with the roles system, user, assistant and tool, and its tool definitions.
+
+    The text is as it came. Unusable when the row has no turns, or one that cannot be read.
+    """
     if not isinstance(row, dict):
-        raise Unusable("not an object")
+        raise Unusable("row is not an object")
+    messages = _conversation(row)
+    system = _first(row, "system", "system_prompt")
+    if isinstance(system, str) and system.strip() and _message("system", system) != messages[0]:
+        messages = [_message("system", system), *messages]
+    return messages, _tools(row.get("tools"))
+
+
+def _conversation(row: dict[str, Any]) -> list[Message]:
     for column in COLUMNS:
-        if row.get(column) is not None:
-            return _turns(row[column])
-    if "prompt" in row and "completion" in row:
-        return _side(row["prompt"], "user") + _side(row["completion"], "assistant")
-    for instruction, context, answer in PAIRS:
-        if instruction in row and answer in row:
-            question = "\n\n".join(filter(None, (_text(row[instruction]), _text(row.get(context) or ""))))
-            return [_message("user", question), _message("assistant", _text(row[answer]))]
-    raise Unusable("no column conversations or messages")
+        if _is_filled(turns := row.get(column)):
+            return _turns(_parsed(turns, "conversation is not JSON"))
+    for question, context, answer in PAIRS:
+        asked = [row.get(column) for column in (question, context) if column]
+        asked = [text for text in asked if _is_filled(text)]
+        if question in row and asked and _is_filled(row.get(answer)):
+            return [*_history(row.get("history")), *_asked(asked), *_side(row[answer], "assistant")]
+    for question, _, _ in PAIRS:
+        if _is_filled(row.get(question)):
+            raise Unusable(f"{question} without an answer")
+    raise Unusable("no conversation column")
+
+
+def _is_filled(value: Any) -> bool:
+    """Whether there is something in the column: Arrow and csv fill what a row lacks with null or ""."""
+    return value is not None and value != ""
+
+
+def _first(mapping: dict[str, Any], *keys: str) -> Any:
+    """The first value that is not null."""
+    for key in keys:
+        if (value := mapping.get(key)) is not None:
+            return value
+    return None
 
 
 def _turns(turns: Any) -> list[Message]:
@@ -54,21 +93,46 @@ def _turns(turns: Any) -> list[Message]:
 def _turn(turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise Unusable("turn is not an object")
-    for role_key, content_key in TURN_KEYS:
-        if role_key in turn:
-            return _message(_role(turn[role_key]), _text(turn.get(content_key)))
-    raise Unusable("turn without from or role")
-
-
-def _side(side: Any, role: str) -> list[Message]:
-    """A prompt or a completion: text, or turns of its own."""
-    return [_message(role, side)] if isinstance(side, str) else _turns(side)
+    role = _role(_first(turn, "from", "role"))
+    content = _first(turn, "value", "content")
+    if role == CALL:
+        return _calling("", _calls(content))
+    if role == "tool":
+        return _message(role, _result(content))
+    if role == "assistant" and (called := turn.get("tool_calls") or turn.get("function_call")):
+        return _calling("" if content is None else _text(content), _calls(called))
+    return _message(role, _text(content))
 
 
 def _role(role: Any) -> str:
-    if not isinstance(role, str) or role.strip().lower() not in ROLES:
-        raise Unusable(f"role {str(role)[:40]!r} is not known")
-    return ROLES[role.strip().lower()]
+    if role is None:
+        raise Unusable("turn without from or role")
+    if not isinstance(role, str):
+        raise Unusable("role is not text")
+    known = ROLES.get(role) or ROLES.get(role.strip().lower())
+    if known is None:
+        raise Unusable(f"role {role[:40]!r} is not known")
+    return known
+
+
+def _asked(asked: list[Any]) -> list[Message]:
+    """The question with what belongs to it; a prompt may be turns of its own."""
+    if len(asked) == 1:
+        return _side(asked[0], "user")
+    return [_message("user", "\n\n".join(_text(each) for each in asked))]
+
+
+def _side(side: Any, role: str) -> list[Message]:
+    return _turns(side) if isinstance(side, list) else [_message(role, _text(side))]
+
+
+def _history(history: Any) -> list[Message]:
+    """Alpaca's earlier exchanges: a list of pairs of question and answer."""
+    pairs = _parsed(history, "history is not JSON") if history else []
+    if not isinstance(pairs, list) or not all(isinstance(each, list) and len(each) == 2 for each in pairs):
+        raise Unusable("history is not a list of pairs")
+    sides = ("user", "assistant")
+    return [_message(role, _text(text)) for pair in pairs for role, text in zip(sides, pair, strict=True)]
 
 
 def _text(content: Any) -> str:
@@ -77,12 +141,94 @@ def _text(content: Any) -> str:
         return content
     if not isinstance(content, list):
         raise Unusable("content is not text")
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise Unusable(f"content has a part that is not text ({str(kind)[:40]})")
-    return "\n".join(part["text"] for part in content)
+    return "\n".join(part if isinstance(part, str) else _part(part) for part in content)
+
+
+def _part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get("text") if kind == "text" else None
+    if not isinstance(text, str):
+        name = repr(kind[:40]) if isinstance(kind, str) else "without a type"
+        raise Unusable(f"content has a part that is not text ({name})")
+    return text
+
+
+def _result(content: Any) -> str:
+    """What a tool gave back: text, text parts, or any other value as JSON."""
+    if isinstance(content, str):
+        return content
+    if content is None:
+        raise Unusable("content is not text")
+    if isinstance(content, list) and content and all(_is_part(each) for each in content):
+        return _text(content)
+    return json.dumps(content, ensure_ascii=False, default=str)
+
+
+def _is_part(value: Any) -> bool:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return isinstance(kind, str) and (kind in MEDIA or (kind == "text" and "text" in value))
+
+
+def _calls(called: Any) -> list[dict[str, Any]]:
+    return [_call(each) for each in _objects(called, "tool call")]
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    function = _function(call)
+    arguments = _first(function, "arguments", "parameters")  # Llama's own name for them
+    arguments = _parsed(arguments, "tool call arguments are not a JSON object")
+    if not isinstance(arguments, dict):
+        raise Unusable("tool call arguments are not a JSON object")
+    return _typed({"name": _name(function, "tool call"), "arguments": arguments})
+
+
+def _tools(tools: Any) -> list[dict[str, Any]] | None:
+    """Tool definitions with the type and the envelope that chat templates expect."""
+    definitions = [_function(each) for each in _objects(tools, "tool definition")] if tools else []
+    return [_typed(each | {"name": _name(each, "tool definition")}) for each in definitions] or None
+
+
+def _function(value: dict[str, Any]) -> dict[str, Any]:
+    """The function in its envelope, or an object that came without one."""
+    inner = value.get("function")
+    return inner if isinstance(inner, dict) else value
+
+
+def _typed(function: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": function}
+
+
+def _name(function: dict[str, Any], what: str) -> str:
+    name = function.get("name")
+    name = name.strip() if isinstance(name, str) else ""
+    if not name or not name.isprintable():
+        raise Unusable(f"{what} without a name")
+    return name
+
+
+def _objects(value: Any, what: str) -> list[dict[str, Any]]:
+    """The objects of a list, or a single one; any of them may be JSON text."""
+    value = _parsed(value, f"{what} is not JSON")
+    found = [_parsed(each, f"{what} is not JSON") for each in (value if isinstance(value, list) else [value])]
+    if not all(isinstance(each, dict) for each in found):
+        raise Unusable(f"{what} is not an object")
+    return found
+
+
+def _parsed(value: Any, reason: str) -> Any:
+    """What the JSON text says; a value that is no text as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise Unusable(reason) from None
 
 
 def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
+
+
+def _calling(content: str, calls: list[dict[str, Any]]) -> Message:
+    message = _message("assistant", content)
+    return message | {"tool_calls": calls} if calls else message

@@ -1,148 +1,125 @@
-"""Reading rows from the embedded file, a local file (json, jsonl, parquet) or a Hub data set."""
+"""Reading the rows of the embedded file, a local file or a Hub data set, as a stream of any length."""
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from finelab.data import hub
+from finelab.data.files_json import json_values, jsonl_values
+from finelab.data.files_table import csv_values, parquet_values, table_values
+from finelab.data.files_text import BreaksOff, Parsed, Unreadable, utf8_chunks
 from finelab.errors import LabError
 from finelab.files import sha256
-from finelab.recipe import Data
 
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "conversations.jsonl"
-SUFFIXES = (".json", ".jsonl", ".parquet")
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+KINDS = ".json, .jsonl, .ndjson, .csv, .tsv (each also with .gz or .zst behind it) or .parquet"
+
+_TEXT_KINDS = {
+    ".json": json_values,
+    ".jsonl": jsonl_values,
+    ".ndjson": jsonl_values,
+    ".csv": csv_values,
+    ".tsv": csv_values,
+}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.+))?", re.ASCII)
 
 
-@dataclass(frozen=True)
+class Row(NamedTuple):
+    """One row of a source, counted from 1; with an `error`, `value` is None or the start of its text."""
+
+    number: int
+    value: Any
+    error: str | None = None
+
+
+@dataclass
 class Source:
-    """Rows as they were read, in order; an unreadable row is its error text instead of a mapping.
+    """Where rows come from; `revision` is the commit of a Hub data set, empty for a file.
 
-    `broken` says where the file stopped being readable, if it did.
+    `broken` says where the file stopped being readable; it is known once `rows()` ran to its end.
     """
 
     name: str
     revision: str
     sha256: str
-    rows: list[dict[str, Any] | str]
-    broken: str | None = None
+    parse: Callable[[], Iterator[Parsed]] = field(repr=False)
+    broken: str | None = field(default=None, init=False)
 
-
-def read_conversations(data: Data) -> Source:
-    """Every row of the recipe's source; LabError when there is none."""
-    if data.source == "embedded":
-        source = _read_file(EMBEDDED, "embedded")
-    elif _is_local(data.source):
-        source = _read_file(Path(data.source), data.source)
-    else:
-        source = _read_hub(data)
-    if source.broken:
-        print(f"{source.name}: {source.broken}; the {len(source.rows)} rows before it are used.")
-    if not source.rows:
-        raise LabError(
-            f"{source.name}: {source.broken or 'no rows in it'}; expected conversations, one a row."
-        )
-    return source
-
-
-def _is_local(source: str) -> bool:
-    path = Path(source)
-    return path.suffix.lower() in SUFFIXES or path.exists() or source.count("/") != 1
-
-
-def _read_file(path: Path, name: str) -> Source:
-    suffix = path.suffix.lower()
-    if not path.exists():
-        raise LabError(f"data file {path} does not exist; give an existing {_kinds()} file.")
-    if path.is_dir() or suffix not in SUFFIXES:
-        raise LabError(f"{path} is not a {_kinds()} file.")
-    try:
-        if suffix == ".parquet":
-            rows, broken = _parquet_rows(path), None
-        elif suffix == ".jsonl":
-            rows, broken = list(_jsonl_rows(_text(path))), None
-        else:
-            rows, broken = _json_rows(_text(path))
-    except OSError as error:
-        raise LabError(f"cannot read {path}: {error.strerror or error}.") from error
-    return Source(name, "", sha256(path), rows, broken)
-
-
-def _kinds() -> str:
-    return ", ".join(SUFFIXES[:-1]) + " or " + SUFFIXES[-1]
-
-
-def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    encoding = "utf-16" if raw.startswith(_UTF16) else "utf-8-sig"
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise LabError(
-            f"{path}: byte {error.start} is not {encoding.removesuffix('-sig').upper()} text; "
-            "save the file as UTF-8."
-        ) from error
-
-
-def _jsonl_rows(text: str) -> Iterator[dict[str, Any] | str]:
-    for line in text.split("\n"):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield f"not valid JSON ({error})"
-
-
-def _json_rows(text: str) -> tuple[list[dict[str, Any] | str], str | None]:
-    """The elements of a JSON array, as far as it is whole; else the lines of JSON Lines in a .json."""
-    start = _skip(text, 0, " \t\r\n")
-    if not text.startswith("[", start):
-        return list(_jsonl_rows(text)), None
-    decoder = json.JSONDecoder()
-    rows: list[dict[str, Any] | str] = []
-    position = _skip(text, start + 1, " \t\r\n")
-    while not text.startswith("]", position):
+    def rows(self) -> Iterator[Row]:
+        """Every row from the start, in bounded memory; LabError when not one can be read."""
+        self.broken = first_error = None
+        number = readable = 0
         try:
-            row, end = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError):
-            where = f"row {len(rows) + 1}, character {position:,} of {len(text):,}"
-            return rows, f"the JSON array breaks off in {where}"
-        rows.append(row)
-        position = _skip(text, end, " \t\r\n,")
-    return rows, None
+            for number, (value, error) in enumerate(self.parse(), start=1):
+                readable += error is None
+                first_error = first_error or error
+                yield Row(number, value, error)
+        except BreaksOff as error:
+            self.broken = f"{error}, in row {number + 1:,}"
+        except Unreadable as error:
+            raise LabError(f"{self.name}: {error}.") from error
+        except OSError as error:
+            raise LabError(f"cannot read {self.name}: {error.strerror or error}.") from error
+        if not readable:
+            why = first_error or self.broken or "no rows in it"
+            raise LabError(f"{self.name}: {why}; expected conversations, one a row.")
 
 
-def _skip(text: str, position: int, characters: str) -> int:
-    while position < len(text) and text[position] in characters:
-        position += 1
-    return position
+def open_source(text: str) -> Source:
+    """The source called "embedded", a file's path, or "owner/name" or "owner/name@revision" on the Hub.
 
-
-def _parquet_rows(path: Path) -> list[dict[str, Any] | str]:
-    import pyarrow
-    from pyarrow import parquet
-
+    Raises LabError when there is no such source, when it is empty, and when its kind is unknown.
+    """
+    if text == "embedded":
+        return _open_file(EMBEDDED, text)
     try:
-        return parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
-    except pyarrow.ArrowException as error:
-        raise LabError(f"{path}: not a whole parquet file ({error}).") from error
+        named = None if _is_local(text) else _HUB_NAME.fullmatch(text)
+        return _open_hub(*named.groups()) if named else _open_file(Path(text), text)
+    except OSError as error:
+        raise LabError(f"cannot read {text}: {error.strerror or error}.") from error
 
 
-def _read_hub(data: Data) -> Source:
-    from datasets import load_dataset
+def _is_local(text: str) -> bool:
+    path = Path(text)
+    return path.exists() or _parser(path) is not None
 
-    try:
-        dataset = load_dataset(data.source, split="train", revision=data.revision)
-    except Exception as error:  # the client raises a dozen kinds; the cause is in the text
-        raise LabError(
-            f"cannot load the data set {data.source!r} from the Hub ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}); check the name and the "
-            "network, or give a local file with --data."
-        ) from error
-    fingerprint = hashlib.sha256(dataset._fingerprint.encode()).hexdigest()
-    return Source(data.source, data.revision or "main", fingerprint, dataset.to_list())
+
+def _open_file(path: Path, name: str) -> Source:
+    parse = _parser(path)
+    if not path.exists():
+        raise LabError(f"data file {path} does not exist; give a {KINDS} file, or owner/name on the Hub.")
+    if not path.is_file():
+        raise LabError(f"{path} is not a file; give a {KINDS} file.")
+    if parse is None:
+        raise LabError(f"{path} is of a kind that is not read; expected {KINDS}.")
+    if path.stat().st_size == 0:
+        raise LabError(f"{path} is empty; expected conversations, one a row.")
+    return Source(name, "", sha256(path), parse)
+
+
+def _parser(path: Path) -> Callable[[], Iterator[Parsed]] | None:
+    *_, kind, last = ("", "", *(suffix.lower() for suffix in path.suffixes))
+    if last == ".parquet":
+        return partial(parquet_values, path)
+    compression = _COMPRESSIONS.get(last)
+    values = _TEXT_KINDS.get(kind if compression else last)
+    return partial(_text_values, values, path, compression) if values else None
+
+
+def _text_values(
+    values: Callable[[Iterator[bytes]], Iterator[Parsed]], path: Path, compression: str | None
+) -> Iterator[Parsed]:
+    return values(utf8_chunks(path, compression))
+
+
+def _open_hub(name: str, revision: str | None) -> Source:
+    commit, dataset = hub.load(name, revision)
+    content = hashlib.sha256(f"{commit} {dataset._fingerprint}".encode()).hexdigest()
+    return Source(name, commit, content, partial(table_values, dataset))

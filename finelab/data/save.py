@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
-from finelab.data.read import Source
-from finelab.data.standardize import Standardized
-from finelab.files import staged, write_json
+from finelab.data.prepare import Prepared
+from finelab.files import staged
 from finelab.run import Run
 
 
-def save_splits(
-    run: Run,
-    source: Source,
-    standardized: Standardized,
-    train: list[dict[str, Any]],
-    heldout: list[dict[str, Any]],
-    summary: dict[str, Any],
-) -> None:
-    """Write `data/` in one piece: both splits as `datasets` folders, dropped.jsonl and report.json."""
-    from datasets import Dataset
-
-    with staged(run.train_data.parent) as stage:
-        Dataset.from_list(train).save_to_disk(str(stage / run.train_data.name))
-        Dataset.from_list(heldout).save_to_disk(str(stage / run.heldout_data.name))
-        dropped = [
-            json.dumps({"file": source.name, "row": number, "reason": reason}, ensure_ascii=False)
-            for number, reason in standardized.dropped
-        ]
-        (stage / "dropped.jsonl").write_text("".join(f"{line}\n" for line in dropped), "utf-8")
-        write_json(stage / "report.json", summary)
-    run.record("data", summary)
+def save(run: Run, prepared: Prepared) -> None:
+    """Make the run's `data/` in one piece: both splits, dropped.jsonl and report.json."""
+    folder = run.train_data.parent
+    with staged(folder) as stage:
+        for path in sorted(prepared.folder.rglob("*")):
+            if path.is_file():
+                _link(path, stage / path.relative_to(prepared.folder))
+    run.record("data", prepared.report)
 
 
 def load_split(run: Run, name: str) -> Any:
@@ -40,3 +28,12 @@ def load_split(run: Run, name: str) -> Any:
 
     path = run.require(run.train_data.parent / name, "01_data")
     return load_from_disk(str(path))
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for the file, which takes no disk; a copy where the two lie on different disks."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

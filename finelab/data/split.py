@@ -1,41 +1,58 @@
-"""The split into training and held-out rows, by content hash and by source."""
+"""The split into training and held-out rows, by the first question and by source.
+
+A row's side depends on its own content alone, so it stays when rows are added, and two answers to
+one question are on the same side.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
+from finelab.data.conversation import Message
 from finelab.errors import LabError
 
-BY_ROW, BY_FAMILY = "row", "family"
+TRAIN, BY_ROW, BY_FAMILY = "train", "row", "family"
 
 
-def split(
-    rows: Sequence[dict[str, Any]], heldout_share: float, heldout_sources: Sequence[str] = ()
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Training rows and held-out rows; the latter say in `heldout` whether by row or by family.
+def question_key(messages: Sequence[Message]) -> str:
+    """A hash of the first user message, whatever its case and white space: 64 hexadecimal digits."""
+    question = next(each["content"] for each in messages if each["role"] == "user")
+    return hashlib.sha256(" ".join(question.casefold().split()).encode()).hexdigest()
 
-    A row's side depends on its content alone, so it stays when rows are added. Every row of
-    `heldout_sources` is held out: kinds of conversation that the model never trains on.
+
+def is_heldout(key: str, share: float) -> bool:
+    """Whether a question's rows are held out; true for that share of all questions."""
+    return int(key[:8], 16) < share * 2**32
+
+
+def side(source: str, key: str, heldout_share: float, heldout_sources: Sequence[str] = ()) -> str:
+    """A row's side: `TRAIN`, `BY_ROW` for a held-out row, `BY_FAMILY` for one of a held-out source.
+
+    A held-out source is a kind of conversation that the model never trains on.
     """
-    known = {row["source"] for row in rows}
+    if source in heldout_sources:
+        return BY_FAMILY
+    return BY_ROW if is_heldout(key, heldout_share) else TRAIN
+
+
+def check_sides(
+    sides: Counter[str], sources: Iterable[str], heldout_share: float, heldout_sources: Sequence[str] = ()
+) -> None:
+    """LabError when no row is of a held-out source, or training or held-out rows are missing.
+
+    `sides` counts the rows of each side, `sources` are those that any row has.
+    """
+    known = set(sources)
     if missing := sorted(set(heldout_sources) - known):
         raise LabError(
             f"data.heldout_sources: no row has the source {missing[0]!r}; "
             f"there are: {', '.join(sorted(known)[:20])}."
         )
-    train, heldout = [], []
-    for row in rows:
-        if row["source"] in heldout_sources:
-            heldout.append(row | {"heldout": BY_FAMILY})
-        elif int(row["id"][-8:], 16) < heldout_share * 2**32:  # limit() sorts by the first digits
-            heldout.append(row | {"heldout": BY_ROW})
-        else:
-            train.append(row)
-    by_row = sum(row["heldout"] == BY_ROW for row in heldout)
-    if not train or not by_row:
+    if not sides[TRAIN] or not sides[BY_ROW]:
         raise LabError(
-            f"of {len(rows)} rows {len(train)} fell to training and {by_row} to the held-out rows; "
-            f"both are needed: give more rows, or change data.heldout_share = {heldout_share}."
+            f"of {sides.total()} rows {sides[TRAIN]} fell to training and {sides[BY_ROW]} to the held-out "
+            f"rows (rows with the same first question fall together); both are needed: give more rows, "
+            f"or change data.heldout_share = {heldout_share}."
         )
-    return train, heldout

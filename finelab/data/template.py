@@ -7,16 +7,43 @@ from __future__ import annotations
 
 from typing import Any
 
+from jinja2 import TemplateError
+
 from finelab.data.conversation import Message
+from finelab.data.dialects import Unusable
+from finelab.data.standardize import control_pattern, control_tokens
 from finelab.errors import LabError
+
+Span = tuple[int, int]  # characters of a text, from and to
+
+# Odd text: a template that would change any of it cannot be used.
+ODD = '{{ x }} {% if y %} <think>no</think> {"a": [1]}\n\n  - ```py\n\tb\n``` \\n 👋🏽 שלום 你好。'
+SYSTEM: Message = {"role": "system", "content": ODD}
+QUESTION: Message = {"role": "user", "content": ODD}
+ANSWER: Message = {"role": "assistant", "content": f"Well. {ODD}"}
+PROBES = ([QUESTION, ANSWER], [QUESTION, ANSWER] * 3, [SYSTEM, QUESTION, ANSWER, QUESTION, ANSWER])
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Kyiv"}}}
+CALL_PARTS = ("weather", "city", "Kyiv")
+CALL_PROBE: list[Message] = [
+    QUESTION,
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "rain"},
+    ANSWER,
+]
 
 
 def render(
-    tokenizer: Any, messages: list[Message], date_string: str, add_generation_prompt: bool = False
+    tokenizer: Any,
+    messages: list[Message],
+    date_string: str,
+    add_generation_prompt: bool = False,
+    tools: list[dict[str, Any]] | None = None,
 ) -> str:
     """The conversation as text. `date_string` fixes the date that Llama's template would take from today."""
     text: str = tokenizer.apply_chat_template(
         messages,
+        tools=tools,
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
         date_string=date_string,
@@ -25,23 +52,24 @@ def render(
 
 
 def trained_spans(
-    tokenizer: Any, messages: list[Message], date_string: str
-) -> tuple[str, list[tuple[int, int]]]:
+    tokenizer: Any, messages: list[Message], date_string: str, tools: list[dict[str, Any]] | None = None
+) -> tuple[str, list[Span]]:
     """The rendered text and, for each answer, the characters to learn: its content and end token.
 
     An answer begins where the prompt for it ends: the template is asked for both, so this holds for
-    any template in which they agree, and LabError says when they do not.
+    any template in which they agree, and LabError says when they do not. It renders once for every
+    answer; `ChatTemplate` finds the same with one rendering.
     """
-    text = render(tokenizer, messages, date_string)
+    text = render(tokenizer, messages, date_string, tools=tools)
     end_token = tokenizer.eos_token
     spans = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt = render(tokenizer, messages[:index], date_string, add_generation_prompt=True)
+        prompt = render(tokenizer, messages[:index], date_string, add_generation_prompt=True, tools=tools)
         end = text.find(end_token, len(prompt)) + len(end_token)
         trained = text[len(prompt) : end]
-        if not text.startswith(prompt) or trained != message["content"].strip() + end_token:
+        if not text.startswith(prompt) or not _is_answer(trained, message, end_token):
             raise LabError(
                 "the chat template does not put the answer right behind its own prompt, so it is "
                 f"unknown what to train on: expected {message['content'][:40]!r} and {end_token!r} "
@@ -49,3 +77,99 @@ def trained_spans(
             )
         spans.append((len(prompt), end))
     return text, spans
+
+
+class ChatTemplate:
+    """A tokenizer's chat template at one date, with the header that it writes before each answer.
+
+    LabError for a template that changes answers or whose answers cannot be told from the rest.
+    `renders_tool_calls` says whether it writes tool calls down, to be learned like any answer.
+    """
+
+    def __init__(self, tokenizer: Any, date_string: str) -> None:
+        self.tokenizer = tokenizer
+        self.date_string = date_string
+        self.end_token: str = tokenizer.eos_token
+        try:
+            self.header = _answer_header(tokenizer, date_string)
+            for probe in PROBES:
+                self._check(probe)
+        except TemplateError as error:
+            raise LabError(f"the chat template does not take a plain conversation: {error}.") from error
+        self.renders_tool_calls = self._renders_tool_calls()
+
+    def spans(
+        self, messages: list[Message], tools: list[dict[str, Any]] | None = None
+    ) -> tuple[str, list[Span]]:
+        """What `trained_spans` gives, from a single rendering, for messages as `standardize` makes them.
+
+        These hold no control token, so a header in the text is always the template's own. Unusable
+        when the template refuses the conversation or does not write an answer as it is.
+        """
+        try:
+            text = render(self.tokenizer, messages, self.date_string, tools=tools)
+        except TemplateError as error:
+            raise Unusable(f"the chat template refuses it: {error}") from error
+        spans = self._find(text, messages)
+        if spans is None:
+            raise Unusable("the chat template changes an answer")
+        return text, spans
+
+    def _find(self, text: str, messages: list[Message]) -> list[Span] | None:
+        """Every answer behind its header; None when headers and answers do not match."""
+        spans = []
+        start = end = 0
+        for message in messages:
+            if message["role"] != "assistant":
+                continue
+            start = text.find(self.header, end) + len(self.header)
+            end = text.find(self.end_token, start) + len(self.end_token)
+            if start < len(self.header) or not _is_answer(text[start:end], message, self.end_token):
+                return None
+            spans.append((start, end))
+        return spans if text.find(self.header, end) < 0 else None
+
+    def _check(self, probe: list[Message]) -> None:
+        """LabError unless both ways to the answers agree; a template need not take a system turn."""
+        try:
+            text, spans = trained_spans(self.tokenizer, probe, self.date_string)
+        except TemplateError:
+            if probe[0] is SYSTEM:
+                return
+            raise
+        if self._find(text, probe) != spans:
+            raise LabError(
+                f"the chat template does not write {self.header!r} before every answer and only there, "
+                "so it is unknown what to train on; take another model or mend its chat template."
+            )
+
+    def _renders_tool_calls(self) -> bool:
+        try:
+            text, spans = trained_spans(self.tokenizer, CALL_PROBE, self.date_string)
+        except (TemplateError, LabError):
+            return False
+        call = text[slice(*spans[0])]
+        return self._find(text, CALL_PROBE) == spans and all(part in call for part in CALL_PARTS)
+
+
+def _answer_header(tokenizer: Any, date_string: str) -> str:
+    """What the template writes between a question and its answer, with a control token in it."""
+    if not tokenizer.chat_template:
+        raise LabError("the tokenizer has no chat template; take the model's Instruct version.")
+    question = render(tokenizer, [QUESTION], date_string)
+    header = render(tokenizer, [QUESTION], date_string, add_generation_prompt=True).removeprefix(question)
+    control = control_tokens(tokenizer)
+    if tokenizer.eos_token not in control or not control_pattern(control).search(header):
+        raise LabError(
+            f"the chat template writes {header[-60:]!r} before an answer and the tokenizer ends it with "
+            f"{tokenizer.eos_token!r}; expected control tokens in both, which no text can forge."
+        )
+    return header
+
+
+def _is_answer(trained: str, message: Message, end_token: str) -> bool:
+    """Whether a span's text is what the message says: its content, or its tool calls."""
+    if "tool_calls" in message:
+        names = [call["function"]["name"] for call in message["tool_calls"]]
+        return trained.endswith(end_token) and all(name in trained for name in names)
+    return bool(trained == message["content"].strip() + end_token)

@@ -1,110 +1,190 @@
-"""The model card: only what the run's evidence and recipe say."""
+"""The model card: only what the run's evidence and recipe say, and what the base's licence asks for."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from finelab.errors import LabError
 from finelab.files import write_text
+from finelab.recipe import Recipe
 from finelab.run import Run
 
+LICENCES = Path(__file__).parent / "licences"  # agreements that a copy must go with
+FIGURES = ("03_loss", "03_heldout", "04_identity")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 LLAMA_NOTICE = (
     "Llama 3.2 is licensed under the Llama 3.2 Community License, "
     "Copyright © Meta Platforms, Inc. All Rights Reserved.\n"
 )
 
 
-def write_card(run: Run, folder: Path, base_folder: Path | str) -> str:
-    """Write README.md, and what the base model's licence asks for, into a folder to be pushed.
+def write_card(run: Run, folder: Path, repo_id: str) -> str:
+    """Write README.md, its figures and the licence's files into a folder to be pushed as `repo_id`.
 
-    LabError when a Llama's licence cannot be met: its name must begin with Llama, its agreement be at hand.
+    An adapter's folder gets an adapter's card. LabError when the evidence is incomplete, when the base
+    has no Hub id, or when a licence's terms are not met: a Llama's name must begin with Llama.
     """
     publish = run.recipe.publish
+    if not HUB_ID.fullmatch(publish.base_model):
+        raise LabError(
+            f"publish.base_model = {publish.base_model!r}: expected the base model's Hub id, owner/name."
+        )
     if publish.license.startswith("llama"):
-        _add_llama_licence(publish.repo_name, folder, Path(base_folder))
-    text = _metadata(run) + _body(run)
+        _add_licence(publish.license, repo_id.partition("/")[2], folder)
+    for name in FIGURES:
+        if run.figure(name).exists():
+            shutil.copy2(run.figure(name), folder / f"{name}.png")
+    is_adapter = (folder / "adapter_config.json").exists()
+    text = _metadata(run, repo_id, is_adapter) + _body(run, folder, repo_id, is_adapter)
     write_text(folder / "README.md", text)
     return text
 
 
-def _metadata(run: Run) -> str:
-    publish = run.recipe.publish
-    lines = ["---", f"base_model: {publish.base_model}", f"license: {publish.license}"]
-    if run.recipe.data.source.count("/") == 1 and not Path(run.recipe.data.source).exists():
-        lines += ["datasets:", f"- {run.recipe.data.source}"]
-    lines += ["library_name: transformers", "pipeline_tag: text-generation"]
-    lines += ["tags:", "- lora", "- sft", "- unsloth", "- trl", "- finelab", "---", ""]
-    return "\n".join(lines)
+def _metadata(run: Run, repo_id: str, is_adapter: bool) -> str:
+    from huggingface_hub import ModelCardData
+
+    publish, evidence = run.recipe.publish, run.evidence()
+    on_hub = [name for name in evidence["data"]["source"].split(", ") if HUB_ID.fullmatch(name)]
+    data = ModelCardData(
+        base_model=publish.base_model,
+        license=publish.license,
+        datasets=on_hub or None,
+        language=list(run.recipe.data.languages) or None,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["lora", "sft", "unsloth", "trl", "finelab"],
+        model_name=repo_id.partition("/")[2],
+        eval_results=_result(evidence["data"], on_hub, evidence.get("evaluation", {})),
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _body(run: Run) -> str:
+def _result(data: dict[str, Any], on_hub: list[str], evaluation: dict[str, Any]) -> list[Any] | None:
+    from huggingface_hub import EvalResult
+
+    if not evaluation:
+        return None
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="held-out conversations",
+            dataset_type=on_hub[0] if on_hub else "private",
+            dataset_name=_names(data),
+            metric_type="loss",
+            metric_name="nats per answer token",
+            metric_value=evaluation["heldout_nll_tuned"],
+        )
+    ]
+
+
+def _body(run: Run, folder: Path, repo_id: str, is_adapter: bool) -> str:
     evidence, recipe = run.evidence(), run.recipe
-    data, training = evidence["data"], evidence["training"]
+    sections = {
+        "Did it work?": _evaluation(evidence.get("evaluation", {})) + _figure(folder, "03_heldout"),
+        "How to use it": _usage(repo_id, recipe.publish.base_model, folder, is_adapter),
+        "Data": _data(evidence["data"]),
+        "Training": _training(evidence, recipe) + _figure(folder, "03_loss"),
+        "Planned and measured": _plan(evidence.get("plan", {})),
+        "Is this file the model that was trained?": _identity(evidence.get("identity", [])),
+        "Limits": _limits(recipe.publish.base_model),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
     built_with = "Built with Llama.\n\n" if recipe.publish.license.startswith("llama") else ""
-    return f"""# {recipe.publish.repo_name}
-
-{built_with}{recipe.publish.base_model}, fine-tuned with LoRA and merged to 16 bit by finelab. Every number
-below was measured by the run.
-
-## Did it work?
-
-{_evaluation(evidence.get("evaluation", {}))}
-
-## Data
-
-{data["train_rows"]:,} training and {data["heldout_rows"]:,} held-out conversations of `{_name(data)}`
-(sha256 `{data["sha256"][:16]}`); {data["tokens_total"]:,} tokens, {data["tokens_trained"]:,} of them trained
-(answers and their end tokens).
-
-## Training
-
-{training["steps"]:,} optimizer steps in {training["seconds"] / 60:,.1f} minutes on
-{evidence["machine"]["device"]}, {training["tokens_per_s"]:,.0f} tokens/s; loss of the first step
-{training["first_loss"]:.3f}, of the last {training["last_loss"]:.3f}.
-
-{_parameters(recipe)}
-
-## Is this file the model that was trained?
-
-{_identity(evidence.get("identity", []))}
-"""
-
-
-def _name(data: dict[str, Any]) -> str:
+    kind = "the LoRA adapter" if is_adapter else "merged to 16 bit"
     return (
-        Path(data["source"]).name if "\\" in data["source"] or data["source"][:1] == "/" else data["source"]
+        f"\n# {repo_id.partition('/')[2]}\n\n{built_with}{recipe.publish.base_model}, fine-tuned with LoRA "
+        f"by finelab: {kind}. Every number below was measured by the run.\n\n{body}\n"
     )
 
 
 def _evaluation(evaluation: dict[str, Any]) -> str:
     if not evaluation:
         return "Not evaluated."
-    low, high = evaluation["interval"]
+    lines = [f"On {evaluation['rows']} held-out conversations: {_comparison(evaluation)}"]
+    if families := evaluation.get("families"):
+        lines.append(f"On kinds of conversation it never trained on: {_comparison(families)}")
+    return "\n\n".join(lines)
+
+
+def _comparison(values: dict[str, Any]) -> str:
+    low, high = values["interval"]
     return (
-        f"On {evaluation['rows']} held-out conversations: **{evaluation['verdict']}**. Loss per answer token "
-        f"{evaluation['heldout_nll_base']:.3f} (base) to {evaluation['heldout_nll_tuned']:.3f} (tuned), "
-        f"difference {evaluation['difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}."
+        f"**{values['verdict']}**. Loss per answer token {values['heldout_nll_base']:.3f} (base) to "
+        f"{values['heldout_nll_tuned']:.3f} (tuned), difference {values['difference']:+.3f}, 95 % interval "
+        f"{low:+.3f} to {high:+.3f}."
     )
 
 
-def _parameters(recipe: Any) -> str:
-    lora, training = recipe.lora, recipe.training
+def _usage(repo_id: str, base_model: str, folder: Path, is_adapter: bool) -> str:
+    if is_adapter:
+        return f"""```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("{repo_id}")  # on {base_model}
+```"""
+    gguf = sorted(path.name for path in folder.glob("*.gguf"))
+    llama_cpp = f"\nllama-server -hf {repo_id} --hf-file {gguf[0]}  # llama.cpp" if gguf else ""
+    return f"""```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", "{repo_id}")
+chat([{{"role": "user", "content": "Why is the sky blue?"}}], max_new_tokens=128)
+```
+
+```sh
+vllm serve {repo_id}  # an OpenAI-compatible API{llama_cpp}
+```"""
+
+
+def _data(data: dict[str, Any]) -> str:
+    text = (
+        f"{data['train_rows']:,} training and {data['heldout_rows']:,} held-out conversations of "
+        f"`{_names(data)}` (sha256 `{data['sha256'][:16]}`"
+        f"{', revision `' + data['revision'][:12] + '`' if data.get('revision') else ''}); "
+        f"{data['tokens_total']:,} tokens, {data['tokens_trained']:,} of them trained (answers and their "
+        "end tokens)."
+    )
+    counts = [f"- repaired, {kind}: {count:,} rows" for kind, count in data.get("repaired", {}).items()]
+    counts += [f"- left out, {reason}: {count:,} rows" for reason, count in data.get("dropped", {}).items()]
+    return "\n".join([text, "", *counts]).rstrip()
+
+
+def _training(evidence: dict[str, Any], recipe: Recipe) -> str:
+    training, lora, chosen = evidence["training"], recipe.lora, recipe.training
     values = {
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,
         "lora_dropout": lora.lora_dropout,
         "use_rslora": lora.use_rslora,
         "target_modules": ", ".join(lora.target_modules),
-        "learning_rate": training.learning_rate,
-        "batch": f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}",
-        "num_train_epochs": training.num_train_epochs,
+        "learning_rate": chosen.learning_rate,
+        "lr_scheduler_type": chosen.lr_scheduler_type,
+        "per_device_train_batch_size": chosen.per_device_train_batch_size,
+        "gradient_accumulation_steps": chosen.gradient_accumulation_steps,
+        "num_train_epochs": chosen.num_train_epochs,
         "max_seq_length": recipe.model.max_seq_length,
-        "seed": training.seed,
+        "seed": chosen.seed,
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
-    return f"| parameter | value |\n| --- | --- |\n{rows}"
+    versions = evidence["machine"].get("versions", {})
+    return (
+        f"{training['steps']:,} optimizer steps in {training['seconds'] / 60:,.1f} minutes on "
+        f"{evidence['machine']['device']}, {training['tokens_per_s']:,.0f} tokens/s; loss of the first "
+        f"step {training['first_loss']:.3f}, of the last {training['last_loss']:.3f}. "
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}.\n\n"
+        f"| parameter | value |\n| --- | --- |\n{rows}"
+    )
+
+
+def _plan(plan: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {name} | {plan['predicted'][name]:,.4g} | {actual:,.4g} | {plan['error'][name]:+.1%} |"
+        for name, actual in plan.get("actual", {}).items()
+    )
+    return f"| | planned | measured | error |\n| --- | --- | --- | --- |\n{rows}" if rows else ""
 
 
 def _identity(links: list[dict[str, Any]]) -> str:
@@ -116,18 +196,35 @@ def _identity(links: list[dict[str, Any]]) -> str:
     return f"| from | to | mean KL | top-1 | |\n| --- | --- | --- | --- | --- |\n{rows}"
 
 
-def _add_llama_licence(repo_name: str, folder: Path, base: Path) -> None:
+def _limits(base_model: str) -> str:
+    return (
+        f"The evaluation is the loss on held-out conversations of the same data, no more: no benchmark, no "
+        f"safety test. What {base_model} gets wrong or does not know, this model is likely to get wrong too."
+    )
+
+
+def _names(data: dict[str, Any]) -> str:
+    """The data sets' names; of a user's own files only the last part, the folders are nobody's business."""
+    names = data["source"].split(", ")
+    return ", ".join(name if HUB_ID.fullmatch(name) else re.split(r"[\\/]", name)[-1] for name in names)
+
+
+def _figure(folder: Path, name: str) -> str:
+    return f"\n\n![{name}]({name}.png)" if (folder / f"{name}.png").exists() else ""
+
+
+def _add_licence(license: str, repo_name: str, folder: Path) -> None:
     if not repo_name.startswith("Llama"):
         raise LabError(
-            f"publish.repo_name = {repo_name!r}: the Llama 3.2 licence asks for a name that begins "
+            f"publish.repo_name = {repo_name!r}: the {license} licence asks for a name that begins "
             "with Llama."
         )
-    agreements = sorted(base.glob("LICENSE*")) if base.is_dir() else []
-    if not agreements and not list(folder.glob("LICENSE*")):
+    agreement = LICENCES / license
+    if not agreement.is_dir():
         raise LabError(
-            f"{base} holds no LICENSE file; the Llama 3.2 licence asks for a copy of the agreement: "
-            f"put it into {folder} as LICENSE.txt and run this again."
+            f"publish.license = {license!r}: its agreement must go with the model and the lab has no copy; "
+            f"put LICENSE.txt into {agreement} and run this again."
         )
-    for agreement in agreements:
-        shutil.copy2(agreement, folder / agreement.name)
+    for path in agreement.iterdir():
+        shutil.copy2(path, folder / path.name)
     write_text(folder / "NOTICE", LLAMA_NOTICE)

@@ -1,5 +1,6 @@
 """Pictures and the first cell's text, used by all notebooks."""
 
+from finelab.show.browser import browser, row_html
 from finelab.show.figures import (
     answers_by_token,
     bars,
@@ -16,10 +17,12 @@ __all__ = [
     "Live",
     "answers_by_token",
     "bars",
+    "browser",
     "header",
     "histogram",
     "identity_bars",
     "loss_curve",
     "paired_bars",
+    "row_html",
     "save",
 ]

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from finelab import LabError, recipe
@@ -8,6 +10,8 @@ EVIDENCE = {
     "machine": {"device": "cpu: some processor"},
     "data": {
         "source": "embedded",
+        "repaired": {"white space trimmed": 7},
+        "dropped": {"no answer to a question": 2},
         "sha256": "ab" * 32,
         "train_rows": 317,
         "heldout_rows": 117,
@@ -35,62 +39,117 @@ EVIDENCE = {
 }
 
 
-def recorded(tmp_path, name):
-    run = create_run(tmp_path / "trial", recipe.load_preset(name))
+def recorded(tmp_path, name, *changes):
+    run = create_run(tmp_path / "trial", recipe.override(recipe.load_preset(name), list(changes)))
     for stage, values in EVIDENCE.items():
         run.record(stage, values)
     run.merged.mkdir()
     return run
 
 
-def test_the_card_says_what_was_recorded(tmp_path):
+def card_of(run, repo_id="somebody/Llama-tuned"):
     from huggingface_hub import ModelCard
 
+    text = write_card(run, run.merged, repo_id)
+    return text, ModelCard(text).data
+
+
+def test_the_card_says_what_was_recorded(tmp_path):
     run = recorded(tmp_path, "smollm2-135m")
-    text = write_card(run, run.merged, tmp_path)
-    card = ModelCard(text)
-    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert card.data.license == "apache-2.0"
-    assert card.data.datasets is None
-    assert "**improved**" in text
+    text, metadata = card_of(run, "somebody/tuned")
+    assert metadata.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert metadata.license == "apache-2.0"
+    assert metadata.datasets is None
+    assert "On 43 held-out conversations: **improved**" in text
     assert "-0.700, 95 % interval -0.800 to -0.600" in text
     assert "317 training and 117 held-out" in text
+    assert "repaired, white space trimmed: 7 rows" in text
+    assert "left out, no answer to a question: 2 rows" in text
+    assert "vllm serve somebody/tuned" in text
     assert (run.merged / "README.md").read_text(encoding="utf-8") == text
+
+
+def test_the_loss_stands_in_the_hubs_own_metadata(tmp_path):
+    _, metadata = card_of(recorded(tmp_path, "smollm2-135m"))
+    (result,) = metadata.eval_results
+    assert (result.metric_type, result.metric_value) == ("loss", 1.2)
+
+
+def test_without_an_evaluation_none_is_claimed(tmp_path):
+    run = recorded(tmp_path, "smollm2-135m")
+    evidence = run.evidence()
+    del evidence["evaluation"]
+    (run.folder / "evidence.json").write_text(json.dumps(evidence), encoding="utf-8")
+    text, metadata = card_of(run)
+    assert "Not evaluated." in text
+    assert metadata.eval_results is None
 
 
 def test_a_worse_model_is_called_worse(tmp_path):
     run = recorded(tmp_path, "smollm2-135m")
     run.record("evaluation", {"verdict": "worse", "difference": 0.2, "interval": [0.1, 0.3]})
-    assert "**worse**" in write_card(run, run.merged, tmp_path)
+    assert "**worse**" in card_of(run)[0]
+
+
+def test_plan_and_families_are_told_when_they_were_measured(tmp_path):
+    run = recorded(tmp_path, "smollm2-135m")
+    assert "Planned and measured" not in card_of(run)[0]
+    run.record("plan", {"predicted": {"seconds": 100}, "actual": {"seconds": 120}, "error": {"seconds": 0.2}})
+    run.record("evaluation", {"families": EVIDENCE["evaluation"] | {"verdict": "no measurable change"}})
+    text, _ = card_of(run)
+    assert "| seconds | 100 | 120 | +20.0% |" in text
+    assert "never trained on: **no measurable change**" in text
+
+
+def test_an_adapter_has_an_adapters_card(tmp_path):
+    run = recorded(tmp_path, "smollm2-135m")
+    (run.merged / "adapter_config.json").write_text("{}", encoding="utf-8")
+    text, metadata = card_of(run, "somebody/adapter")
+    assert metadata.library_name == "peft"
+    assert 'AutoPeftModelForCausalLM.from_pretrained("somebody/adapter")' in text
+    assert "vllm" not in text
+
+
+def test_the_runs_pictures_go_with_the_card(tmp_path):
+    run = recorded(tmp_path, "smollm2-135m")
+    assert "![" not in card_of(run)[0]
+    run.figure("03_loss").parent.mkdir()
+    run.figure("03_loss").write_bytes(b"a picture")
+    assert "![03_loss](03_loss.png)" in card_of(run)[0]
+    assert (run.merged / "03_loss.png").read_bytes() == b"a picture"
 
 
 def test_a_llama_carries_its_licence(tmp_path):
     run = recorded(tmp_path, "llama-3.2-1b")
-    base = tmp_path / "base"
-    base.mkdir()
-    with pytest.raises(LabError, match="asks for a copy of the agreement"):
-        write_card(run, run.merged, base)
-    (base / "LICENSE.txt").write_text("the agreement", encoding="utf-8")
-    text = write_card(run, run.merged, base)
+    run.record("data", {"source": "mlabonne/FineTome-100k"})
+    text, metadata = card_of(run)
     assert "Built with Llama." in text
-    assert "license: llama3.2" in text
-    assert "- mlabonne/FineTome-100k" in text
-    assert (run.merged / "LICENSE.txt").read_text(encoding="utf-8") == "the agreement"
+    assert metadata.license == "llama3.2"
+    assert metadata.datasets == ["mlabonne/FineTome-100k"]
+    agreement = (run.merged / "LICENSE.txt").read_text(encoding="utf-8")
+    assert agreement.startswith("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT")
     assert "Meta Platforms" in (run.merged / "NOTICE").read_text(encoding="utf-8")
 
 
-def test_a_llama_must_be_named_so(tmp_path):
-    preset = recipe.override(recipe.load_preset("llama-3.2-1b"), ["publish.repo_name=my-model"])
-    run = create_run(tmp_path / "trial", preset)
-    for stage, values in EVIDENCE.items():
-        run.record(stage, values)
-    with pytest.raises(LabError, match="begins with Llama"):
-        write_card(run, tmp_path, tmp_path)
+@pytest.mark.parametrize(
+    ("changes", "repo_id", "said"),
+    [
+        ([], "somebody/my-model", "begins with Llama"),
+        (["publish.license=llama9"], "somebody/Llama-x", "the lab has no copy"),
+        (["publish.base_model=../models/llama"], "somebody/Llama-x", "Hub id, owner/name"),
+    ],
+)
+def test_terms_that_are_not_met_stop_the_card(tmp_path, changes, repo_id, said):
+    run = recorded(tmp_path, "llama-3.2-1b", *changes)
+    with pytest.raises(LabError, match=said):
+        card_of(run, repo_id)
+    assert not (run.merged / "README.md").exists()
 
 
-def test_a_users_folder_is_not_told(tmp_path):
+@pytest.mark.parametrize("folder", ["/home/me/private/", "C:\\Users\\me\\private\\"])
+def test_a_users_folder_is_not_told(tmp_path, folder):
     run = recorded(tmp_path, "smollm2-135m")
-    run.record("data", {"source": str(tmp_path / "private" / "chats.jsonl")})
-    text = write_card(run, run.merged, tmp_path)
-    assert "`chats.jsonl`" in text
-    assert "private" not in text
+    run.record("data", {"source": f"{folder}chats.jsonl, mlabonne/FineTome-100k"})
+    text, _ = card_of(run)
+    assert "`chats.jsonl, mlabonne/FineTome-100k`" in text
+    assert "private/" not in text and "private\\" not in text

@@ -1,0 +1,46 @@
+"""The rows that were left out, each with its file, its number and the reason, in dropped.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+LONGEST = 20_000  # characters of a dropped row that are kept
+
+
+class DroppedRows:
+    """Counts the rows that are left out and writes each of them down.
+
+    `first` says for each reason which row it was met in first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+        self._file = path.open("w", encoding="utf-8", newline="\n")
+
+    def add(self, file: str, row: int, reason: str, value: Any = None) -> None:
+        """Leave out row `row` of `file`; `value` is the row as it was read, where it is at hand."""
+        self.counts[reason] += 1
+        self.first.setdefault(reason, f"{file}, row {row}")
+        try:
+            text = json.dumps(value, default=str)
+        except (RecursionError, ValueError):
+            text = "null"  # nested too deeply to be written
+        shown = f'"value": {text}' if len(text) <= LONGEST else f'"value_cut": {json.dumps(text[:LONGEST])}'
+        record = json.dumps({"file": file, "row": row, "reason": reason}, ensure_ascii=False)
+        self._file.write(f"{record[:-1]}, {shown}}}\n")
+
+    def __enter__(self) -> DroppedRows:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
