@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from finelab.chat.model import ChatModel
+from finelab.data import conversation
 from finelab.data.conversation import Message
 
 
@@ -25,7 +26,7 @@ def first_of_each_source(rows: Any, limit: int) -> list[list[Message]]:
     """The first conversation of each source in the rows, at most `limit` of them."""
     found: dict[str, list[Message]] = {}
     for row in rows:
-        found.setdefault(row["source"], row["messages"])
+        found.setdefault(row["source"], conversation(row).messages)
     return list(found.values())[:limit]
 
 

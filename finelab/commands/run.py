@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     presets = ", ".join(recipe.preset_names())
     parser.add_argument("--recipe", metavar="NAME", help=f"one of: {presets}")
     parser.add_argument("--run", metavar="NAME", help="the run's name; the recipe's when left out")
-    parser.add_argument("--data", metavar="FILE", help="your conversations: json, jsonl or parquet")
+    parser.add_argument("--data", metavar="FILE", help="your conversations: json, jsonl, csv or parquet")
     parser.add_argument(
         "--from",
         dest="from_stage",
@@ -116,7 +116,7 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
         path = Path(args.data).expanduser().absolute()
         if not path.is_file():
             raise LabError(f"--data {args.data}: there is no such file ({path}).")
-        data = dataclasses.replace(preset.data, source=str(path), heldout_sources=(), revision=None)
+        data = dataclasses.replace(preset.data, sources=(str(path),), heldout_sources=(), weights=())
         preset = dataclasses.replace(preset, data=data)
     return recipe.override(preset, args.assignments)
 

@@ -41,7 +41,7 @@ def trained(run: Run) -> list[tuple[str, str]]:
         ),
         (
             "data",
-            f"{data.get('source', run.recipe.data.source)}: {_count(data.get('train_rows'))} rows "
+            f"{data.get('source', ', '.join(run.recipe.data.sources))}: {_count(data.get('train_rows'))} rows "
             f"to train, {_count(data.get('heldout_rows'))} held out",
         ),
         (

@@ -1,7 +1,40 @@
 """Stage 1: conversations -> messages -> tokens and labels -> splits."""
 
+from finelab.data.columns import conversation
 from finelab.data.conversation import Conversation
+from finelab.data.gate import checks, require
+from finelab.data.prepare import Prepared, prepare
+from finelab.data.read import Row, Source, open_source
+from finelab.data.report import left_out, repairs, repairs_of, summary
+from finelab.data.save import load_split, save
+from finelab.data.standardize import Standardized, control_pattern, control_tokens, standardize
 from finelab.data.template import render
+from finelab.data.tokens import ChatTokenizer, Tokenized, tokenize
 from finelab.data.xray import IGNORE
 
-__all__ = ["IGNORE", "Conversation", "render"]
+__all__ = [
+    "IGNORE",
+    "ChatTokenizer",
+    "Conversation",
+    "Prepared",
+    "Row",
+    "Source",
+    "Standardized",
+    "Tokenized",
+    "checks",
+    "control_pattern",
+    "control_tokens",
+    "conversation",
+    "left_out",
+    "load_split",
+    "open_source",
+    "prepare",
+    "render",
+    "repairs",
+    "repairs_of",
+    "require",
+    "save",
+    "standardize",
+    "summary",
+    "tokenize",
+]

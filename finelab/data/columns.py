@@ -7,12 +7,16 @@ since a struct would give every call the arguments of all others, filled with nu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from finelab.data.conversation import Conversation, Message
+from finelab.data.tokens import Row
+from finelab.data.xray import IGNORE
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.string())]))
 CONVERSATION = pa.schema(
@@ -27,6 +31,18 @@ CONVERSATION = pa.schema(
     ]
 )
 TOKENS = pa.list_(pa.int32())
+SPLIT = pa.schema(
+    [
+        *CONVERSATION,
+        ("input_ids", TOKENS),
+        ("labels", TOKENS),
+        ("length", pa.int32()),
+        ("trained_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("cut_answer", pa.bool_()),
+        ("heldout", pa.string()),
+    ]
+)
 
 
 def to_batch(conversations: Iterable[Conversation], file: str) -> pa.RecordBatch:
@@ -46,6 +62,24 @@ def to_batch(conversations: Iterable[Conversation], file: str) -> pa.RecordBatch
     return pa.RecordBatch.from_pylist(rows, CONVERSATION)
 
 
+def to_split(batch: pa.RecordBatch, made: Sequence[tuple[Row, str]]) -> pa.RecordBatch:
+    """Conversations with the tokens and the side of the split that belong to each."""
+    rows = [row for row, _ in made]
+    return pa.RecordBatch.from_arrays(
+        [
+            *batch.columns,
+            _token_lists([row.input_ids for row in rows]),
+            _token_lists([row.labels for row in rows]),
+            pa.array([len(row.input_ids) for row in rows], pa.int32()),
+            pa.array([int(np.count_nonzero(row.labels != IGNORE)) for row in rows], pa.int32()),
+            pa.array([row.truncated for row in rows], pa.bool_()),
+            pa.array([row.cut_answer for row in rows], pa.bool_()),
+            pa.array([side for _, side in made], pa.string()),
+        ],
+        schema=SPLIT,
+    )
+
+
 def conversation(row: Mapping[str, Any]) -> Conversation:
     """A row of a split, or of `to_batch`, as the conversation that it came from."""
     return Conversation(
@@ -56,6 +90,11 @@ def conversation(row: Mapping[str, Any]) -> Conversation:
         number=row["row"],
         tools=json.loads(row["tools"]) if row["tools"] else None,
     )
+
+
+def _token_lists(arrays: list[NDArray[np.int32]]) -> pa.Array:
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.concatenate([*arrays, np.empty(0, np.int32)]), type=TOKENS)
 
 
 def _to_struct(message: Message) -> Message:

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from finelab.errors import LabError
+
 LONGEST = 20_000  # characters of a dropped row that are kept
 
 
@@ -33,6 +35,23 @@ class DroppedRows:
         shown = f'"value": {text}' if len(text) <= LONGEST else f'"value_cut": {json.dumps(text[:LONGEST])}'
         record = json.dumps({"file": file, "row": row, "reason": reason}, ensure_ascii=False)
         self._file.write(f"{record[:-1]}, {shown}}}\n")
+
+    def check(self, rows_in: int, max_dropped_share: float) -> None:
+        """LabError with a table of the reasons when no row is left, or too large a share was dropped."""
+        lost = self.counts.total()
+        if lost < rows_in and lost <= max_dropped_share * rows_in:
+            return
+        lines = [
+            f"{count:9,}  {count / max(rows_in, 1):6.1%}  {reason} (first: {self.first[reason]})"
+            for reason, count in self.counts.most_common(10)
+        ]
+        raise LabError(
+            f"{lost:,} of {rows_in:,} rows cannot be used; "
+            f"the limit is data.max_dropped_share = {max_dropped_share}.\n"
+            + "\n".join(["     rows   share  reason", *lines])
+            + "\nExpected turns in `conversations` or `messages`, or a question and an answer as in "
+            "prompt/completion or instruction/output; mend these rows or raise the limit."
+        )
 
     def __enter__(self) -> DroppedRows:
         return self

@@ -2,63 +2,120 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+
+from finelab.data import duplicates, xray
+from finelab.data.dropped import DroppedRows
 from finelab.data.read import Source
 from finelab.data.standardize import Standardized
-from finelab.data.tokens import Tokenized
+from finelab.recipe import Recipe
+
+SHOWN = 40  # sources with numbers of their own in the report
 
 
-def summary(
-    source: Source,
-    standardized: Standardized,
-    tokenized: Tokenized,
-    train_rows: int,
-    heldout_rows: int,
-    padding_share: float,
+def report(
+    recipe: Recipe,
+    sources: Sequence[Source],
+    found: Standardized,
+    dropped: DroppedRows,
+    chosen: int,
+    deselected: int,
+    splits: Mapping[str, pa.Table],
+    tokenizer: Any,
 ) -> dict[str, Any]:
-    """The evidence's `data` object; tokens count all kept rows, before padding."""
-    dropped = dict(standardized.dropped_counts)
-    if tokenized.too_long:
-        dropped["first answer longer than max_seq_length"] = len(tokenized.too_long)
+    """The evidence's `data` object; tokens count all kept rows, before padding.
+
+    `chosen` rows were to be tokenised, `deselected` are those that selection left out on purpose.
+    """
+    rows = pa.concat_tables(splits.values())
+    lengths, trained = rows["length"].to_numpy(), rows["trained_tokens"].to_numpy()
+    truncated = rows["truncated"].to_numpy()
+    batch_size, seed = recipe.training.per_device_train_batch_size, recipe.training.seed
+    train_lengths = splits["train"]["length"].to_pylist()
+    padding = xray.padding(train_lengths, batch_size, recipe.model.max_seq_length, seed)
+    threshold = recipe.data.near_duplicate_threshold
+    leaks = duplicates.leakage(
+        duplicates.near_matches(_said(splits["train"]), _said(splits["heldout"]), threshold)
+    )
+    faults = xray.faults((batch for table in splits.values() for batch in table.to_batches()), tokenizer)
+    unusable = dropped.counts.total() - deselected
     return {
-        "source": source.name,
-        "revision": source.revision,
-        "sha256": source.sha256,
-        "broken": source.broken,
-        "rows_in": standardized.rows_in,
-        "rows_usable": len(standardized.conversations),
-        "rows_kept": len(tokenized.rows),
-        "dropped": dropped,
-        "repaired": dict(standardized.repaired),
-        "train_rows": train_rows,
-        "heldout_rows": heldout_rows,
-        "tokens_total": sum(tokenized.lengths),
-        "tokens_trained": tokenized.tokens_trained,
-        "truncated_share": tokenized.truncated / len(tokenized.rows),
-        "padding_share": round(padding_share, 4),
+        "source": ", ".join(source.name for source in sources),
+        "revision": ", ".join(source.revision for source in sources if source.revision),
+        "sha256": _sha256(sources),
+        "broken": [source.broken for source in sources if source.broken],
+        "rows_in": found.rows_in,
+        "rows_usable": found.rows_in - unusable,
+        "rows_chosen": chosen,
+        "rows_kept": len(rows),
+        "dropped": dict(dropped.counts),
+        "dropped_first": dropped.first,
+        "dropped_share": unusable / max(found.rows_in, 1),
+        "repaired": dict(found.repaired.most_common()),
+        "repair_examples": {kind: example._asdict() for kind, example in found.examples.items()},
+        "train_rows": len(splits["train"]),
+        "heldout_rows": len(splits["heldout"]),
+        "tokens_total": int(lengths.sum()),
+        "tokens_trained": int(trained.sum()),
+        "truncated_share": float(truncated.mean()),
+        "cut_answers": int(rows["cut_answer"].to_numpy().sum()),
+        "padding_share": round(padding["random"], 4),
+        "padding": {name: round(share, 4) for name, share in padding.items()},
+        "leaked_rows": leaks.rows,
+        "leaked_share": leaks.share,
+        "faults": faults,
+        "by_source": xray.by_source(rows["source"].to_pylist(), lengths, trained, truncated)[:SHOWN],
     }
 
 
-def repairs_table(standardized: Standardized) -> str:
-    """Each repair with its count and first example, one a line."""
-    if not standardized.repaired:
-        return "no row needed a repair"
+def summary(numbers: Mapping[str, Any]) -> str:
+    """The report in a few lines."""
+    return (
+        f"{numbers['rows_in']:,} rows read, {numbers['rows_usable']:,} usable, "
+        f"{numbers['rows_kept']:,} kept: {numbers['train_rows']:,} to train on, {numbers['heldout_rows']:,} held out\n"
+        f"{numbers['tokens_total']:,} tokens, {numbers['tokens_trained']:,} of them learned "
+        f"({numbers['tokens_trained'] / numbers['tokens_total']:.0%}); "
+        f"{numbers['truncated_share']:.1%} of the rows were cut, "
+        f"{numbers['cut_answers']:,} inside an answer\n"
+        f"{numbers['leaked_rows']:,} held-out rows nearly repeat a training row"
+    )
+
+
+def repairs(numbers: Mapping[str, Any]) -> str:
+    """Each repair with the number of rows and the first example, one a line."""
     lines = []
-    for kind, count in standardized.repaired.most_common():
-        before, after = standardized.examples[kind]
-        example = f"   {before!r} -> {after!r}" if before else ""
-        lines.append(f"{count:6}  {kind}{example}")
-    return "\n".join(lines)
+    for kind, count in numbers["repaired"].items():
+        example = numbers["repair_examples"][kind]
+        lines.append(
+            f"{count:8,}  {kind}   row {example['number']}: {example['before']!r} -> {example['after']!r}"
+        )
+    return "\n".join(lines) or "no row needed a repair"
 
 
-def dropped_rows(standardized: Standardized) -> str:
-    """Each reason for dropping a row with its count and first row number, one a line."""
-    first: dict[str, int] = {}
-    for number, reason in standardized.dropped:
-        first.setdefault(reason, number)
-    lines = [
-        f"{count:6}  {reason} (first in row {first[reason]})"
-        for reason, count in standardized.dropped_counts.most_common()
-    ]
-    return "\n".join(lines) or "no row was dropped"
+def left_out(numbers: Mapping[str, Any]) -> str:
+    """Each reason for leaving out a row with the number of rows and the first of them, one a line."""
+    ordered = sorted(numbers["dropped"].items(), key=lambda item: -item[1])
+    lines = [f"{count:8,}  {why} (first: {numbers['dropped_first'][why]})" for why, count in ordered]
+    return "\n".join(lines) or "no row was left out"
+
+
+def repairs_of(found: Standardized) -> str:
+    """The repairs of a few rows, as `repairs` shows those of all."""
+    examples = {kind: example._asdict() for kind, example in found.examples.items()}
+    return repairs({"repaired": found.repaired, "repair_examples": examples})
+
+
+def _said(table: pa.Table) -> Iterator[str]:
+    for batch in table.to_batches():
+        for messages in batch["messages"].to_pylist():
+            yield duplicates.said(messages)
+
+
+def _sha256(sources: Sequence[Source]) -> str:
+    if len(sources) == 1:
+        return sources[0].sha256
+    return hashlib.sha256("".join(source.sha256 for source in sources).encode()).hexdigest()

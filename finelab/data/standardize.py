@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finelab.data.conversation import Conversation, Message, content_id
 from finelab.data.dialects import Unusable, to_messages
-from finelab.errors import LabError
 
 if TYPE_CHECKING:
     from finelab.data.read import Row
@@ -120,25 +119,6 @@ def standardize(
     return result
 
 
-def check_dropped(standardized: Standardized, max_dropped_share: float) -> None:
-    """LabError with a table of the reasons when no row is left, or too large a share was dropped."""
-    lost, rows = len(standardized.dropped), max(standardized.rows_in, 1)
-    if standardized.conversations and lost <= max_dropped_share * rows:
-        return
-    first = {row.reason: row.number for row in reversed(standardized.dropped)}
-    lines = [
-        f"{count:9,}  {count / rows:6.1%}  {first[reason]:9,}  {reason}"
-        for reason, count in standardized.dropped_counts.most_common(10)
-    ]
-    raise LabError(
-        f"{lost:,} of {standardized.rows_in:,} rows cannot be used; "
-        f"the limit is data.max_dropped_share = {max_dropped_share}.\n"
-        + "\n".join(["     rows   share  first row  reason", *lines])
-        + "\nExpected turns in `conversations` or `messages`, or a question and an answer as in "
-        "prompt/completion or instruction/output; mend these rows or raise the limit."
-    )
-
-
 def control_tokens(tokenizer: Any) -> list[str]:
     """The text of every token that is not text, such as `<|im_end|>`."""
     added = tokenizer.added_tokens_decoder.values()
@@ -167,14 +147,6 @@ def break_up(content: str, control: re.Pattern[str]) -> str:
 def clean(content: str, control: re.Pattern[str]) -> str:
     """What a message's text becomes before it is rendered, in training and in chat alike."""
     return break_up(UNPRINTABLE.sub("", content).strip(), control)
-
-
-def limit(conversations: list[Conversation], rows: int | None) -> list[Conversation]:
-    """`rows` conversations picked by content hash, in their old order; all of them without a limit."""
-    if rows is None or len(conversations) <= rows:
-        return conversations
-    picked = {each.id for each in sorted(conversations, key=lambda each: each.id)[:rows]}
-    return [each for each in conversations if each.id in picked][:rows]
 
 
 def _conversation(row: Row, control: re.Pattern[str], tool_calls: bool, repairs: Repairs) -> Conversation:

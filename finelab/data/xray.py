@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 IGNORE = -100
 
 
-def faults(batches: Iterable[pa.RecordBatch], tokenizer: Any) -> Counter[str]:
+def faults(batches: Iterable[pa.RecordBatch], tokenizer: Any) -> dict[str, int]:
     """How often each thing occurs that must not, in the rows' `input_ids` and `labels`.
 
     A row with `cut_answer` may lack the end token of its last answer.
@@ -26,6 +26,8 @@ def faults(batches: Iterable[pa.RecordBatch], tokenizer: Any) -> Counter[str]:
     control[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
     found: Counter[str] = Counter()
     for batch in batches:
+        if not len(batch):
+            continue
         offsets = batch["input_ids"].offsets.to_numpy() - batch["input_ids"].offsets[0].as_py()
         start, end = offsets[:-1], offsets[1:]
         ids = batch["input_ids"].flatten().to_numpy()
@@ -36,7 +38,7 @@ def faults(batches: Iterable[pa.RecordBatch], tokenizer: Any) -> Counter[str]:
         last_of_answer[end - 1] = trained[end - 1]
         last_of_answer[end[batch["cut_answer"].to_numpy(zero_copy_only=False)] - 1] = False
         twice = (ids[start] == tokenizer.bos_token_id) & (ids[np.minimum(start + 1, end - 1)] == ids[start])
-        found += Counter(
+        found.update(
             {
                 "rows with nothing to learn": int((np.add.reduceat(trained, start) == 0).sum()),
                 "rows that begin with two BOS tokens": int((twice & (end - start > 1)).sum()),
@@ -45,7 +47,7 @@ def faults(batches: Iterable[pa.RecordBatch], tokenizer: Any) -> Counter[str]:
                 "answers without their end token": int((last_of_answer & ~is_end).sum()),
             }
         )
-    return found
+    return dict(found)
 
 
 def by_source(

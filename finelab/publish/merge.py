@@ -150,6 +150,20 @@ class Piece:
     change: Change | None
 
 
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Spans are written by threads of their own, which torch's would only get in the way of."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_torch_thread()
 def merge(base: Path | str, adapter: Path, folder: Path) -> None:
     """Write the base (a folder or a Hub id) with the adapter merged in into `folder`, all or nothing.
 
@@ -216,30 +230,32 @@ def read_shards(base: Path) -> list[Shard]:
     for name in names:
         if not (base / name).exists():
             raise LabError(f"{base} holds no {name}; expected a model's 16-bit safetensors files.")
-    return [read_shard(base / name) for name in names]
+    return [_read_shard(base / name) for name in names]
 
 
-def read_shard(path: Path) -> Shard:
-    """Read and check one safetensors file's header."""
-    size = path.stat().st_size
+def _read_shard(path: Path) -> Shard:
+    _require_whole(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length) if length < size else b"")
-            metadata = header.pop("__metadata__", {})
-            entries = sorted(header.items(), key=lambda entry: entry[1]["data_offsets"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LabError(f"{path} is not a whole safetensors file; download the base again.") from error
-    start = 8 + length
-    if size != start + max((entry["data_offsets"][1] for _, entry in entries), default=0):
-        raise LabError(f"{path} is cut short: {size:,} bytes; download the base again.")
-    tensors = [
-        Tensor(name, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
-        for name, entry in entries
-    ]
+        header = json.loads(file.read(length))
+    metadata = header.pop("__metadata__", {})
+    tensors = tuple(
+        Tensor(name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+    )
     for tensor in tensors:
         _require_plain(path, tensor)
-    return Shard(path, metadata, tuple(tensors))
+    return Shard(path, metadata, tensors)
+
+
+def _require_whole(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise LabError(f"{path} is not a whole safetensors file ({error}); get it again.") from error
 
 
 def _require_plain(path: Path, tensor: Tensor) -> None:
@@ -255,24 +271,31 @@ def _require_plain(path: Path, tensor: Tensor) -> None:
 
 def read_changes(adapter: Path) -> dict[str, Change]:
     """What the adapter does, by the name of the base's tensor; LabError for what a merge cannot do."""
-    from safetensors.torch import load_file
-
     config = require_known_kind(adapter)
-    path = adapter / ADAPTER
-    if not path.exists():
-        raise LabError(f"{path} is missing; {_NO_ADAPTER}.")
     parts: dict[str, dict[str, Any]] = {}
     changes: dict[str, Change] = {}
-    for key, tensor in load_file(path).items():
-        _require_finite(path, key, tensor)
-        name = key.removeprefix(PREFIX)
+    for name, tensor in load_adapter(adapter).items():
+        _require_finite(adapter / ADAPTER, name, tensor)
         if match := _PART.fullmatch(name):
             parts.setdefault(match[1], {})[match[2]] = tensor
         elif "lora_" in name or ".token_adapter." in name:
-            raise LabError(f"{path}: {key} is of a kind that the merge does not know; {_OTHER_KIND}.")
+            raise LabError(f"{adapter / ADAPTER}: the merge does not know {name}; {_OTHER_KIND}.")
         else:
-            changes[name.replace(".base_layer.", ".")] = Replacement(tensor)
-    return changes | {f"{name}.weight": _low_rank(path, name, parts[name], config) for name in parts}
+            changes[name] = Replacement(tensor)
+    low_rank = {f"{name}.weight": _low_rank(adapter / ADAPTER, name, parts[name], config) for name in parts}
+    return changes | low_rank
+
+
+def load_adapter(adapter: Path) -> dict[str, Any]:
+    """The adapter's tensors by the names of the base, PEFT's prefixes taken off."""
+    from safetensors.torch import load_file
+
+    path = adapter / ADAPTER
+    if not path.exists():
+        raise LabError(f"{path} is missing; {_NO_ADAPTER}.")
+    _require_whole(path)
+    tensors = load_file(path).items()
+    return {key.removeprefix(PREFIX).replace(".base_layer.bias", ".bias"): value for key, value in tensors}
 
 
 _NO_ADAPTER = "run notebook 03_train of this run first"
@@ -358,10 +381,10 @@ def _equal(first: Change | None, second: Change | None) -> bool:
     import torch
 
     if isinstance(first, LowRank) and isinstance(second, LowRank):
-        same = torch.equal(first.a, second.a) and torch.equal(first.b, second.b)
+        same = bool(torch.equal(first.a, second.a) and torch.equal(first.b, second.b))
         return same and first.scale == second.scale and first.magnitude is second.magnitude is None
     if isinstance(first, Replacement) and isinstance(second, Replacement):
-        return torch.equal(first.values, second.values)
+        return bool(torch.equal(first.values, second.values))
     return first is second
 
 
@@ -431,7 +454,7 @@ def _bytes(plan: list[Piece]) -> int:
 
 
 def _write_shard(shard: Shard, plan: list[Piece], path: Path, bar: Any) -> None:
-    """Write one safetensors file, spans of rows by several threads: torch's own would get in their way."""
+    """Write one safetensors file, spans of rows by several threads."""
     header = _header(shard, plan)
     with path.open("wb") as file:
         file.write(header)
@@ -442,7 +465,7 @@ def _write_shard(shard: Shard, plan: list[Piece], path: Path, bar: Any) -> None:
         rows = _even(slice(0, piece.source.rows), SPAN // piece.source.columns)
         spans += [(piece, offset, part) for part in rows]
         offset += piece.source.rows * piece.source.row_bytes
-    with _one_torch_thread(), ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as threads:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as threads:
         for size in threads.map(lambda span: _write_span(shard.path, path, *span), spans):
             bar.update(size)
 
@@ -463,18 +486,6 @@ def _header(shard: Shard, plan: list[Piece]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _even(rows: slice, most: int) -> list[slice]:
     """`rows` in runs of about equal length, `most` at the most: a short last one is multiplied otherwise."""
     count = rows.stop - rows.start
@@ -493,7 +504,7 @@ def _write_span(source: Path, target: Path, piece: Piece, offset: int, rows: sli
             _copy(read, write, (rows.stop - rows.start) * tensor.row_bytes)
         else:
             _merge(read, write, tensor, piece.change, rows)
-    return (rows.stop - rows.start) * tensor.row_bytes
+    return int(rows.stop - rows.start) * tensor.row_bytes
 
 
 def _copy(read: BinaryIO, write: BinaryIO, size: int) -> None:

@@ -15,10 +15,9 @@ from typing import Any
 
 from finelab.errors import LabError
 from finelab.publish.merge import (
-    ADAPTER,
     EMBEDDING,
     HEAD,
-    PREFIX,
+    load_adapter,
     local_folder,
     read_json,
     read_shards,
@@ -52,8 +51,8 @@ class Weights:
             return f"merge NOT proven: {first}"
         edge = f" ({self.rounded} elements rounded the other way)" if self.rounded else ""
         return (
-            f"{self.adapted} adapted tensors equal W + scale * B @ A{edge}, {self.moved} of them differ from "
-            f"the base; {self.untouched} other tensors are the base's, byte for byte"
+            f"{self.adapted} adapted tensors equal W + scale * B @ A as PEFT computes it{edge}, {self.moved} "
+            f"of them differ from the base; {self.untouched} other tensors are the base's, byte for byte"
         )
 
 
@@ -154,7 +153,7 @@ def _kind(tensor: Any) -> str:
 def _same_bytes(first: Any, second: Any) -> bool:
     import torch
 
-    return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))
+    return bool(torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8)))
 
 
 class _Adapted:
@@ -163,16 +162,10 @@ class _Adapted:
     def __init__(self, base: Path, adapter: Path) -> None:
         import torch
         from peft import LoraConfig, LoraModel
-        from safetensors.torch import load_file
         from transformers import AutoConfig, AutoModelForCausalLM
 
         require_known_kind(adapter)
-        if not (adapter / ADAPTER).exists():
-            raise LabError(f"{adapter / ADAPTER} is missing; run notebook 03_train of this run first.")
-        self._left = {
-            key.removeprefix(PREFIX).replace(".base_layer.bias", ".bias"): values
-            for key, values in load_file(adapter / ADAPTER).items()
-        }
+        self._left = load_adapter(adapter)
         config = LoraConfig.from_pretrained(str(adapter))
         config.init_lora_weights = False  # the values come from the file
         with torch.device("meta"):
@@ -200,6 +193,8 @@ class _Adapted:
 
     def _merged(self, module: str, layer: Any, old: Any) -> Any:
         """PEFT's own merge of one layer."""
+        import torch
+
         layer.to_empty(device="cpu")
         missing, unknown = layer.load_state_dict(dict(self._take(module)), strict=False)
         wrong = unknown + [name for name in missing if name.startswith("lora_")]

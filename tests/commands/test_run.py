@@ -38,7 +38,7 @@ def test_the_options_become_the_runs_recipe(options, runs, tmp_path):
     file.write_text("{}\n", encoding="utf-8")
     made = prepare(options("--run", "mine", "--data", str(file), "--set", "data.limit=200"))
     assert made.folder == runs / "mine"
-    assert made.recipe.data.source == str(file)
+    assert made.recipe.data.sources == (str(file),)
     assert made.recipe.data.heldout_sources == ()
     assert made.recipe.data.limit == 200
 
