@@ -49,7 +49,7 @@ class Data:
     min_trained_tokens: int = 1
     truncation: str = "cut_turn"
     max_dropped_share: float = 0.2
-    max_truncated_share: float = 0.5
+    max_truncated_share: float = 0.8
     min_trained_share: float = 0.02
     max_leaked_share: float = 1.0
     date_string: str = "26 Jul 2024"

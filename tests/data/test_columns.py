@@ -7,7 +7,9 @@ from finelab.data.conversation import Conversation, content_id
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": [2.5, None, "é"]}}}
 texts = st.text(st.characters(codec="utf-8"))
 messages = st.one_of(
-    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": texts}),
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": texts}
+    ),
     st.just({"role": "assistant", "content": "", "tool_calls": [CALL]}),
 )
 

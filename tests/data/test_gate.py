@@ -32,7 +32,7 @@ def test_good_data_passes(preset):
     [
         ({"dropped_share": 0.21}, {}, "dropped_share"),
         ({"dropped_share": 0.11}, {"max_dropped_share": 0.1}, "dropped_share"),
-        ({"truncated_share": 0.51}, {}, "truncated_share"),
+        ({"truncated_share": 0.81}, {}, "truncated_share"),
         ({"tokens_trained": 10}, {}, "trained_share"),
         ({"leaked_share": 0.2}, {"max_leaked_share": 0.1}, "leaked_share"),
         ({"faults": {"rows with nothing to learn": 1}}, {}, "rows with nothing to learn"),
@@ -43,9 +43,9 @@ def test_each_threshold_stops_the_run_by_its_name(preset, report, thresholds, na
 
 
 def test_the_error_says_what_was_measured_what_is_allowed_and_what_to_do(preset):
-    found = gate.checks(REPORT | {"truncated_share": 0.75}, preset.data)
+    found = gate.checks(REPORT | {"truncated_share": 0.85}, preset.data)
     with pytest.raises(LabError) as error:
         gate.require(found)
-    for part in ("truncated_share", "0.75", "data.max_truncated_share = 0.5", "model.max_seq_length"):
+    for part in ("truncated_share", "0.85", "data.max_truncated_share = 0.8", "model.max_seq_length"):
         assert part in str(error.value)
     assert "leaked_share" not in str(error.value)

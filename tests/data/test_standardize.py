@@ -11,10 +11,8 @@ from finelab.data.read import Row
 from finelab.data.standardize import (
     Standardized,
     break_up,
-    check_dropped,
     clean,
     control_pattern,
-    limit,
     standardize,
 )
 
@@ -323,28 +321,6 @@ def test_chunks_added_up_are_the_whole():
     assert total.examples["white space trimmed"] == (2, " q", "q")
 
 
-def test_too_many_dropped_rows_are_an_error_with_a_table_of_the_reasons():
-    result = run([GOOD] * 6 + [sharegpt(("human", "q"))] * 3 + [{}])
-    check_dropped(result, 0.4)
-    with pytest.raises(LabError) as error:
-        check_dropped(result, 0.3)
-    said = str(error.value)
-    assert said.startswith("4 of 10 rows cannot be used; the limit is data.max_dropped_share = 0.3.")
-    table = [re.split(r"  +", line.strip()) for line in said.splitlines()[1:4]]
-    assert table == [
-        ["rows", "share", "first row", "reason"],
-        ["3", "30.0%", "7", "no answer to a question"],
-        ["1", "10.0%", "10", "no conversation column"],
-    ]
-
-
-def test_no_usable_row_is_an_error_whatever_the_limit():
-    with pytest.raises(LabError, match="1 of 1 rows cannot be used"):
-        check_dropped(run([{"text": "a"}]), 1.0)
-    with pytest.raises(LabError, match="0 of 0 rows"):
-        check_dropped(run([]), 1.0)
-
-
 QUESTION = {"from": "human", "value": "q"}
 text = st.one_of(
     st.text(max_size=12),
@@ -419,12 +395,3 @@ def test_standardizing_again_changes_nothing(row, tools, tool_calls):
         again = run([vars(conversation)], tool_calls=tool_calls)
         assert again.conversations == [conversation]
         assert not again.repaired
-
-
-@given(st.integers(1, 30), st.randoms())
-def test_a_limit_picks_the_same_rows_in_any_order(rows, random):
-    row_list = [sharegpt(("human", f"q{i}"), ("gpt", f"a{i}")) for i in range(20)]
-    first = run(row_list).conversations
-    second = run(random.sample(row_list, len(row_list))).conversations
-    assert {c.id for c in limit(first, rows)} == {c.id for c in limit(second, rows)}
-    assert len(limit(first, rows)) == min(rows, 20)

@@ -14,7 +14,8 @@ def batch(*rows, cut=()):
     """Rows of (input_ids, trained flags)."""
     ids = [list(row[0]) for row in rows]
     labels = [
-        [token if flag else IGNORE for token, flag in zip(tokens, flags, strict=True)] for tokens, flags in rows
+        [token if flag else IGNORE for token, flag in zip(tokens, flags, strict=True)]
+        for tokens, flags in rows
     ]
     return pa.RecordBatch.from_pydict(
         {

@@ -1,0 +1,153 @@
+"""The whole data stage over real files."""
+
+import json
+
+import pytest
+
+from finelab import LabError, data, recipe
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch, embedded_folder):
+    monkeypatch.setenv("FINELAB_CACHE", str(tmp_path / "cache"))
+
+
+def row(question, answer="an answer", **columns):
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"conversations": turns, **columns}
+
+
+def many(count, **columns):
+    return [row(f"What is question number {n}?", f"It is answer {n}.", **columns) for n in range(count)]
+
+
+def changed(preset, *files, **values):
+    texts = [f"data.sources={json.dumps([str(file) for file in files])}", "data.heldout_sources=[]"]
+    return recipe.override(
+        preset, texts + [f"data.{key}={json.dumps(value)}" for key, value in values.items()]
+    )
+
+
+@pytest.fixture
+def prepared(preset, tokenizer):
+    def run(*files, workers=1, **values):
+        return data.prepare(changed(preset, *files, **values), tokenizer, workers)
+
+    return run
+
+
+def ids(prepared, name):
+    return prepared.split(name)["id"][:]
+
+
+def test_the_numbers_add_up_and_every_row_is_somewhere(prepared, write_rows, preset):
+    rows = [*many(200), *many(3), row("q", ""), {"text": "?"}, row("long " * 3000)]
+    made = prepared(write_rows(rows))
+    report = made.report
+    assert (report["rows_in"], report["rows_usable"], report["rows_kept"]) == (206, 203, 200)
+    assert report["dropped"] == {
+        "no answer to a question": 1,
+        "no conversation column": 1,
+        "duplicate of another row": 3,
+        "first answer longer than max_seq_length": 1,
+    }
+    assert report["train_rows"] + report["heldout_rows"] == 200
+    assert not set(ids(made, "train")) & set(ids(made, "heldout"))
+    lost = [json.loads(line) for line in (made.folder / "dropped.jsonl").read_text("utf-8").splitlines()]
+    assert sorted(each["row"] for each in lost) == [201, 202, 203, 204, 205, 206]
+    assert all(check.passed for check in data.checks(report, preset.data))
+
+
+def test_tokens_are_counted_as_they_stand_in_the_rows(prepared, write_rows):
+    made = prepared(write_rows(many(60)))
+    rows = [each for name in ("train", "heldout") for each in made.split(name)]
+    assert made.report["tokens_total"] == sum(len(each["input_ids"]) for each in rows)
+    trained = sum(label != data.IGNORE for each in rows for label in each["labels"])
+    assert made.report["tokens_trained"] == trained == sum(each["trained_tokens"] for each in rows)
+
+
+def test_two_workers_make_the_same_as_one(prepared, write_rows, monkeypatch, tmp_path):
+    path = write_rows(many(1700))
+    one = prepared(path, workers=1)
+    monkeypatch.setenv("FINELAB_CACHE", str(tmp_path / "other"))
+    two = prepared(path, workers=2)
+    assert one.folder != two.folder
+    for name in ("train", "heldout"):
+        assert one.split(name).to_list() == two.split(name).to_list()
+    assert one.report == two.report
+
+
+def test_an_unchanged_input_is_not_processed_twice_and_a_changed_one_is(prepared, write_rows, capsys):
+    path = write_rows(many(60))
+    first = prepared(path)
+    assert "nothing changed" not in capsys.readouterr().out
+    assert prepared(path).folder == first.folder
+    assert "nothing changed" in capsys.readouterr().out
+    assert prepared(path, date_string="1 Jan 2025").folder != first.folder
+    assert prepared(write_rows(many(61))).folder != first.folder
+    assert "nothing changed" not in capsys.readouterr().out
+
+
+def test_rows_stay_on_their_side_when_others_are_added(prepared, write_rows):
+    few = set(ids(prepared(write_rows(many(80))), "heldout"))
+    more = set(ids(prepared(write_rows(many(120))), "heldout"))
+    assert few < more
+
+
+def test_a_limit_keeps_so_many_rows(prepared, write_rows):
+    assert prepared(write_rows(many(200)), limit=100).report["rows_kept"] == 100
+
+
+def test_sources_are_mixed_by_their_weights(prepared, write_rows):
+    first = write_rows(many(100, source="first"), "first.jsonl")
+    other = [row(f"Another question {n}?", source="second") for n in range(300)]
+    second = write_rows(other, "second.jsonl")
+    by_source = prepared(first, second, weights=[0.75, 0.25]).report["by_source"]
+    assert [(each["source"], each["rows"]) for each in by_source] == [("first", 100), ("second", 33)]
+
+
+def test_filters_leave_rows_out_with_a_reason(prepared, write_rows):
+    german = row("Wie heißt die Hauptstadt von Österreich?", "Die Hauptstadt von Österreich heißt Wien. " * 4)
+    rows = [*many(60, score=5.0), row("Is this row any good?", "No.", score=1.0), german]
+    report = prepared(write_rows(rows), min_score=3.0, languages=["en"], min_trained_tokens=5).report
+    assert report["dropped"]["score below data.min_score"] == 1
+    assert report["dropped"]["language de is not in data.languages"] == 1
+    assert report["dropped_share"] == 0
+    assert report["rows_kept"] == 60
+
+
+def test_near_duplicates_go_when_they_are_asked_to(prepared, write_rows):
+    text = " ".join(f"word{n}" for n in range(100))
+    rows = [*many(60), row("Say it.", text), row("Say it.", text + " more")]
+    assert prepared(write_rows(rows)).report["rows_kept"] == 62
+    report = prepared(write_rows(rows), duplicates="near").report
+    assert report["dropped"] == {"nearly a duplicate of another row": 1}
+
+
+def test_a_leak_between_the_sides_is_counted(prepared, write_rows):
+    text = " ".join(f"word{n}" for n in range(100))
+    rows = [*many(60), *(row(f"Say it, {n}!", text) for n in range(40))]
+    report = prepared(write_rows(rows), max_leaked_share=0.05).report
+    assert report["leaked_rows"] > 0
+    assert report["leaked_share"] > 0.05
+
+
+def test_too_many_lost_rows_stop_it_and_leave_nothing(prepared, write_rows, tmp_path):
+    with pytest.raises(LabError, match=r"20 of 40 rows cannot be used.*\n.*\n.*rows\.jsonl, row 21"):
+        prepared(write_rows([*many(20), *[{"text": "?"}] * 20]))
+    assert not list((tmp_path / "cache").glob("data/*"))
+
+
+def test_a_row_is_found_again_as_it_was_read(prepared, write_rows):
+    made = prepared(write_rows([{"text": "?"}, *many(60)]))
+    some = made.split("train")[7]
+    assert made.raw(some)["conversations"][0]["value"] == data.conversation(some).messages[0]["content"]
+
+
+def test_a_run_holds_on_to_its_rows(prepared, write_rows, run, tmp_path):
+    import shutil
+
+    data.save(run, prepared(write_rows(many(60))))
+    shutil.rmtree(tmp_path / "cache" / "data")
+    assert len(data.load_split(run, "train")) == run.evidence()["data"]["train_rows"]
+    assert (run.folder / "data" / "dropped.jsonl").exists()

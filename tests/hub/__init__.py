@@ -1,1 +1,0 @@
-"""A Hub on this machine: the real client's protocol, with faults on request."""
