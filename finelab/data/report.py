@@ -76,7 +76,8 @@ def summary(numbers: Mapping[str, Any]) -> str:
     """The report in a few lines."""
     return (
         f"{numbers['rows_in']:,} rows read, {numbers['rows_usable']:,} usable, "
-        f"{numbers['rows_kept']:,} kept: {numbers['train_rows']:,} to train on, {numbers['heldout_rows']:,} held out\n"
+        f"{numbers['rows_kept']:,} kept: {numbers['train_rows']:,} to train on, "
+        f"{numbers['heldout_rows']:,} held out\n"
         f"{numbers['tokens_total']:,} tokens, {numbers['tokens_trained']:,} of them learned "
         f"({numbers['tokens_trained'] / numbers['tokens_total']:.0%}); "
         f"{numbers['truncated_share']:.1%} of the rows were cut, "

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finelab import LabError
 from finelab.data.read import Row
 from finelab.data.standardize import (
     Standardized,

@@ -19,6 +19,7 @@ from finelab.data.read import Row, open_source
 from finelab.data.standardize import UNPRINTABLE, control_tokens, standardize
 from finelab.data.template import render
 from finelab.data.tokens import IGNORE, ChatTokenizer, tokenize
+from finelab.recipe import TRUNCATION
 
 DATE = "26 Jul 2024"
 NO_LIMIT = 10_000_000
@@ -75,9 +76,11 @@ def answers_by_ids(ids, header, end):
     return found
 
 
-def check_rows(tokenizer, header, conversations):
+def check_rows(chats, header, conversations):
     """Every row has the ids of its whole text and the labels of the independent rule."""
-    tokenized = tokenize(tokenizer, conversations, NO_LIMIT, DATE)
+    tokenizer = chats.template.tokenizer
+    tokenized = chats.tokenize(conversations)
+    assert conversations
     assert (len(tokenized.rows), tokenized.truncated) == (len(conversations), [])
     for row, conversation in zip(tokenized.rows, conversations, strict=True):
         assert row.conversation is conversation
@@ -89,6 +92,18 @@ def check_rows(tokenizer, header, conversations):
             answers = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
             learned = tokenizer.decode(row.labels[row.labels != IGNORE])
             assert learned == "".join(answer + tokenizer.eos_token for answer in answers)
+
+
+@pytest.fixture(scope="module")
+def chats(tokenizer):
+    return ChatTokenizer(tokenizer, DATE, NO_LIMIT, "cut_turn")
+
+
+def limited(chats, limit, truncation):
+    """The same with another limit; making one anew takes 0.3 s."""
+    other = copy.copy(chats)
+    other.max_seq_length, other.truncation = limit, truncation
+    return other
 
 
 @pytest.fixture(scope="module")
@@ -111,29 +126,39 @@ def as_row(system, pairs):
 
 @settings(deadline=None)
 @given(system=st.lists(contents, max_size=1), pairs=exchanges)
-def test_exactly_the_answers_and_their_end_tokens_are_learned(tokenizer, header, system, pairs):
-    check_rows(tokenizer, header, canonical(tokenizer, [as_row(system, pairs)]))
+def test_exactly_the_answers_and_their_end_tokens_are_learned(chats, tokenizer, header, system, pairs):
+    check_rows(chats, header, canonical(tokenizer, [as_row(system, pairs)]))
 
 
 @pytest.mark.parametrize("row", HARD_ROWS)
-def test_hard_rows(tokenizer, header, row):
-    check_rows(tokenizer, header, canonical(tokenizer, [row]))
+def test_hard_rows(chats, tokenizer, header, row):
+    check_rows(chats, header, canonical(tokenizer, [row]))
+
+
+def check_real_rows(chats, header, tool_calls):
+    conversations = real_conversations(chats.template.tokenizer, 2_500, tool_calls)
+    assert len(conversations) > 2_000
+    check_rows(chats, header, conversations)
+    for truncation in TRUNCATION:
+        for conversation in conversations[:300]:
+            check_cut(chats, conversation, 1024, truncation)
 
 
 @pytest.mark.slow
-def test_real_conversations(tokenizer, header):
-    conversations = real_conversations(tokenizer, 2_500)
-    assert len(conversations) > 2_000
-    check_rows(tokenizer, header, conversations)
+def test_real_conversations(chats, header):
+    check_real_rows(chats, header, tool_calls=False)
 
 
-def test_embedded_conversations(tokenizer, header, preset):
-    from finelab.data.read import EMBEDDED
+def embedded_conversations(tokenizer):
+    return standardize(
+        open_source("embedded").rows(), control_tokens(tokenizer), tool_calls=False
+    ).conversations
 
-    rows = open_source(str(EMBEDDED)).rows()
-    check_rows(
-        tokenizer, header, standardize(rows, control_tokens(tokenizer), tool_calls=False).conversations
-    )
+
+def test_embedded_conversations(chats, tokenizer, header):
+    conversations = embedded_conversations(tokenizer)
+    assert len(conversations) > 400
+    check_rows(chats, header, conversations)
 
 
 def test_forged_control_text_is_no_control_token_and_not_learned(tokenizer):
@@ -149,38 +174,42 @@ LONG = [
     ("user", "q"),
     ("assistant", "One answer."),
     ("user", "r"),
-    ("assistant", "First sentence here. Second one, e.g. this!\nA line\n\n" + "and no end in sight " * 40),
+    ("assistant", "First sentence here. Second one, this one!\nA line\n\n" + "and no end in sight " * 40),
 ]
 
 
-def cut(tokenizer, row, limit, truncation):
-    """What is learned of the row, cut to `limit` tokens, and the reason if it is dropped."""
-    chats = ChatTokenizer(tokenizer, DATE, limit, truncation)
-    result = chats.tokenize(canonical(tokenizer, [row]))
-    learned = [tokenizer.decode(each.labels[each.labels != IGNORE]) for each in result.rows]
-    return learned, [reason for _, reason in result.dropped], bool(result.cut_answers)
+def cut(chats, row, limit, truncation):
+    """What is learned of the row, cut to `limit` tokens; why it is dropped; whether inside an answer."""
+    tokenizer = chats.template.tokenizer
+    result = limited(chats, limit, truncation).tokenize(canonical(tokenizer, [row]))
+    learned = "".join(tokenizer.decode(each.labels[each.labels != IGNORE]) for each in result.rows)
+    return learned, next((reason for _, reason in result.dropped), None), result.cut_answers == [1]
 
 
 @pytest.mark.parametrize(
     ("truncation", "limit", "learned", "dropped", "cut_answer"),
     [
-        ("drop", 75, [], ["longer than max_seq_length"], False),
-        ("cut_turn", 75, ["One answer.<|im_end|>"], [], False),
+        ("drop", 61, "", "longer than max_seq_length", False),
+        ("cut_turn", 61, "One answer.<|im_end|>", None, False),
+        ("cut_turn", 35, "One answer.<|im_end|>", None, False),
+        ("cut_turn", 34, "", "first answer longer than max_seq_length", False),
         (
             "cut",
-            75,
-            ["One answer.<|im_end|>First sentence here. Second one, e.g. this!\nA line\n\n"],
-            [],
+            61,
+            "One answer.<|im_end|>First sentence here. Second one, this one!\nA line\n\n",
+            None,
             True,
         ),
-        ("cut", 60, ["One answer.<|im_end|>First sentence here."], [], True),
-        ("cut", 54, ["One answer.<|im_end|>"], [], False),
-        ("cut_turn", 34, [], ["first answer longer than max_seq_length"], False),
-        ("cut", 34, [], ["first answer longer than max_seq_length"], False),
+        ("cut", 56, "One answer.<|im_end|>First sentence here. Second one, this one!", None, True),
+        ("cut", 55, "One answer.<|im_end|>First sentence here.", None, True),
+        ("cut", 49, "One answer.<|im_end|>", None, False),
+        ("cut", 37, "One answer.<|im_end|>", None, False),
+        ("cut", 34, "One answer.", None, True),
+        ("cut", 33, "", "first answer longer than max_seq_length", False),
     ],
 )
-def test_where_a_long_row_is_cut(tokenizer, truncation, limit, learned, dropped, cut_answer):
-    assert cut(tokenizer, LONG, limit, truncation) == (learned, dropped, cut_answer)
+def test_where_a_long_row_is_cut(chats, truncation, limit, learned, dropped, cut_answer):
+    assert cut(chats, LONG, limit, truncation) == (learned, dropped, cut_answer)
 
 
 @pytest.mark.parametrize(
@@ -192,8 +221,32 @@ def test_where_a_long_row_is_cut(tokenizer, truncation, limit, learned, dropped,
         ("👋🏽👋🏽. " + "👋🏽" * 100, "👋🏽👋🏽."),
     ],
 )
-def test_what_ends_a_sentence(tokenizer, answer, kept):
-    assert cut(tokenizer, [("user", "q"), ("assistant", answer)], 100, "cut") == ([kept], [], True)
+def test_what_ends_a_sentence(chats, answer, kept):
+    assert cut(chats, [("user", "q"), ("assistant", answer)], 100, "cut") == (kept, None, True)
+
+
+def check_cut(chats, conversation, limit, truncation):
+    """A cut row is a beginning of the whole row that ends where its way of truncation says."""
+    end_token = chats.template.tokenizer.eos_token_id
+    whole = chats.row(conversation)
+    result = limited(chats, limit, truncation).tokenize([conversation])
+    assert len(result.rows) + len(result.dropped) == 1
+    for row in result.rows:
+        length = len(row.input_ids)
+        assert 0 < length <= limit
+        assert row.input_ids.tolist() == whole.input_ids[:length].tolist()
+        assert row.labels.tolist() == whole.labels[:length].tolist()
+        assert row.truncated == (len(whole.input_ids) > limit)
+        assert truncation == "cut" or not row.cut_answer
+        if row.truncated:
+            assert row.labels[-1] != IGNORE
+            assert (row.labels[-1] == end_token) != row.cut_answer
+        if row.truncated and not row.cut_answer:
+            assert end_token not in whole.labels[length:limit]
+    if result.dropped and truncation != "drop":
+        assert end_token not in whole.labels[:limit]
+    if truncation == "drop":
+        assert bool(result.dropped) == (len(whole.input_ids) > limit)
 
 
 sentences = st.lists(
@@ -203,26 +256,10 @@ long_rows = st.lists(st.tuples(contents, sentences.filter(str.strip)), min_size=
 
 
 @settings(deadline=None)
-@given(pairs=long_rows, limit=st.integers(20, 120), truncation=st.sampled_from(["drop", "cut_turn", "cut"]))
-def test_a_cut_row_is_a_beginning_of_the_whole_row(tokenizer, pairs, limit, truncation):
+@given(pairs=long_rows, limit=st.integers(20, 120), truncation=st.sampled_from(TRUNCATION))
+def test_a_cut_row_is_a_beginning_of_the_whole_row(chats, tokenizer, pairs, limit, truncation):
     [conversation] = canonical(tokenizer, [as_row([], pairs)])
-    whole = ChatTokenizer(tokenizer, DATE, NO_LIMIT, truncation).row(conversation)
-    result = ChatTokenizer(tokenizer, DATE, limit, truncation).tokenize([conversation])
-    assert len(result.rows) + len(result.dropped) == 1
-    for row in result.rows:
-        length = len(row.input_ids)
-        assert 0 < length <= limit
-        assert row.input_ids.tolist() == whole.input_ids[:length].tolist()
-        assert row.labels.tolist() == whole.labels[:length].tolist()
-        assert row.truncated == (len(whole.input_ids) > limit)
-        if row.truncated:
-            assert row.labels[-1] != IGNORE
-            assert (row.labels[-1] == tokenizer.eos_token_id) != row.cut_answer
-        assert truncation == "cut" or not row.cut_answer
-    if truncation == "cut_turn" and result.dropped:
-        assert tokenizer.eos_token_id not in whole.labels[:limit]
-    if truncation == "drop":
-        assert bool(result.dropped) == (len(whole.input_ids) > limit)
+    check_cut(chats, conversation, limit, truncation)
 
 
 def test_a_tool_call_is_not_cut_in_the_middle(tokenizer):
@@ -262,8 +299,7 @@ def test_two_bos_tokens_are_refused(tokenizer):
         ChatTokenizer(odd, DATE, 1000, "cut")
 
 
-def test_a_worker_process_makes_the_same_rows(tokenizer):
-    chats = ChatTokenizer(tokenizer, DATE, 1000, "cut_turn")
+def test_a_worker_process_makes_the_same_rows(chats, tokenizer):
     conversations = canonical(tokenizer, HARD_ROWS)
     here, there = (each.tokenize(conversations).rows for each in (chats, pickle.loads(pickle.dumps(chats))))
     for one, other in zip(here, there, strict=True):
