@@ -41,8 +41,8 @@ def trained(run: Run) -> list[tuple[str, str]]:
         ),
         (
             "data",
-            f"{data.get('source', ', '.join(run.recipe.data.sources))}: {_count(data.get('train_rows'))} rows "
-            f"to train, {_count(data.get('heldout_rows'))} held out",
+            f"{data.get('source', ', '.join(run.recipe.data.sources))}: "
+            f"{_count(data.get('train_rows'))} rows to train, {_count(data.get('heldout_rows'))} held out",
         ),
         (
             "training",

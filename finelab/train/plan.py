@@ -1,0 +1,551 @@
+"""What a training run will take, before anything long: steps, tokens, time, memory, disk, cost.
+
+The batches are those the trainer will form, from the real token lengths; the time comes from a probe of some
+of them, or from a card's measured speed; memory and disk from `memory.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import datetime
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from finelab import machine
+from finelab.data.xray import IGNORE, packed_rows
+from finelab.errors import LabError
+from finelab.machine import Profile
+from finelab.recipe import Recipe
+from finelab.run import Run
+from finelab.train import cards, ledger
+from finelab.train.memory import (
+    ModelShape,
+    Setting,
+    counted,
+    disk,
+    flops_per_token,
+    memory,
+    merge_memory,
+    nearest_fit,
+    setting_of,
+    shape_from_config,
+    shape_memory,
+    shape_of,
+)
+
+STRATEGIES = ("random", "group_by_length", "sequential")
+WARM_UP = (1, 0, 0.5)  # by size: the largest batch, which shows the memory, the smallest, a middle one
+GOLDEN = 0.618034  # its multiples, less their whole part, lie evenly between 0 and 1 however many there are
+FEWEST, MOST = 6, 20  # micro-batches that are timed
+DRIFT = 0.10  # the least half-width of a probe's band: one batch again and again for 100 s varied by +-10 %
+CPU_SLOWING = 1.15  # a CPU process slows down while its heap fills with rows of many lengths: 1.1 to 1.25
+LEDGER_BAND = 0.15  # of a time from earlier runs, whose rows may have been of other lengths
+SAVE_TOTAL_LIMIT = 2  # as notebook 03 saves
+COUNTERS = ("_metrics", "_total_train_tokens")  # what TRL's trainer counts, and reports in its next log
+
+
+# Batches
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What decides the batches, by the names of `TrainingArguments`."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    num_train_epochs: float
+    max_steps: int
+    seed: int
+    train_sampling_strategy: str = "random"
+
+    def epoch(self, lengths: Sequence[int], epoch: int = 0) -> list[list[int]]:
+        """The row numbers of each micro-batch of an epoch."""
+        return epoch_batches(
+            lengths,
+            self.per_device_train_batch_size,
+            self.seed,
+            self.train_sampling_strategy,
+            self.gradient_accumulation_steps,
+            epoch,
+        )
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Everything a run computes: `batches` are (rows, longest row) of each micro-batch, in tokens."""
+
+    steps: int
+    batches: list[tuple[int, int]]
+    tokens: int
+    trained_tokens: int
+
+    @property
+    def padded_tokens(self) -> int:
+        """Positions computed: every row of a micro-batch is as long as its longest."""
+        return sum(rows * length for rows, length in self.batches)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The micro-batch with the most positions, which decides the memory."""
+        return max(self.batches, key=lambda batch: batch[0] * batch[1])
+
+
+def epoch_batches(
+    lengths: Sequence[int],
+    per_device_train_batch_size: int,
+    seed: int,
+    strategy: str = "random",
+    gradient_accumulation_steps: int = 1,
+    epoch: int = 0,
+) -> list[list[int]]:
+    """The row numbers of each micro-batch of an epoch, as transformers' Trainer draws them.
+
+    Exact for one device. With `group_by_length` a later epoch is exact only while nothing else draws from
+    torch's generator, that is, without dropout.
+    """
+    size = per_device_train_batch_size
+    order = _order(lengths, size * gradient_accumulation_steps, seed, strategy, epoch)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _order(lengths: Sequence[int], group: int, seed: int, strategy: str, epoch: int) -> list[int]:
+    import torch
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    generator = torch.Generator()
+    if strategy == "sequential":
+        return list(range(len(lengths)))
+    if strategy == "random":  # accelerate's SeedableRandomSampler
+        generator.manual_seed(seed + epoch)
+        return [int(i) for i in torch.randperm(len(lengths), generator=generator)]
+    if strategy != "group_by_length":
+        raise LabError(f"no sampling strategy {strategy!r}; there are: {', '.join(STRATEGIES)}.")
+    generator.manual_seed(seed)
+    for _ in range(epoch + 1):
+        torch.empty((), dtype=torch.int64).random_(generator=generator)  # the data loader's own seed
+        order: list[int] = get_length_grouped_indices(list(lengths), group, generator=generator)
+    return order
+
+
+def packed_lengths(lengths: Sequence[int], max_length: int) -> list[int]:
+    """The rows that packing makes of these, all equally full: TRL's number of rows, and every token."""
+    rows = packed_rows(lengths, max_length)
+    full, more = divmod(sum(lengths), rows)
+    return [full + 1] * more + [full] * (rows - more)
+
+
+def workload(lengths: Sequence[int], trained: Sequence[int], schedule: Schedule) -> Workload:
+    """What a whole run computes; `trained` counts each row's tokens with a label."""
+    accumulation = schedule.gradient_accumulation_steps
+    micro_batches = math.ceil(len(lengths) / schedule.per_device_train_batch_size)
+    per_epoch = math.ceil(micro_batches / accumulation)  # the last group may be short
+    steps = schedule.max_steps
+    if steps <= 0:
+        steps = math.ceil(schedule.num_train_epochs * per_epoch)
+    batches: list[list[int]] = []
+    for epoch in range(math.ceil(steps / per_epoch)):
+        left = steps - epoch * per_epoch
+        batches += schedule.epoch(lengths, epoch)[: left * accumulation]
+    return Workload(
+        steps=steps,
+        batches=[(len(rows), max(lengths[i] for i in rows)) for rows in batches],
+        tokens=sum(lengths[i] for rows in batches for i in rows),
+        trained_tokens=sum(trained[i] for rows in batches for i in rows),
+    )
+
+
+def token_counts(rows: Any) -> tuple[list[int], list[int]]:
+    """The length of each row of a `datasets.Dataset`, and how many of its tokens carry a label."""
+    import pyarrow.compute as pc
+
+    lengths: list[int] = []
+    trained: list[int] = []
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        labels = table["labels"].combine_chunks()
+        sizes = pc.list_value_length(labels).to_numpy()
+        before = np.concatenate([[0], np.cumsum(labels.flatten().to_numpy() != IGNORE)])
+        ends = np.cumsum(sizes)
+        lengths += sizes.tolist()
+        trained += (before[ends] - before[ends - sizes]).tolist()
+    return lengths, trained
+
+
+def assumed_counts(rows: int, max_seq_length: int) -> tuple[list[int], list[int]]:
+    """Row lengths and trained tokens of a data set like FineTome, without the data: an assumption."""
+    known = cards.finetome()
+    normal = NormalDist(known["mu"], known["sigma"])
+    drawn = [math.exp(normal.inv_cdf((i + 0.5) / rows)) for i in range(rows)]
+    lengths = [min(round(length), max_seq_length) for length in drawn]
+    return lengths, [round(length * known["trained_share"]) for length in lengths]
+
+
+# Time
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The seconds of a micro-batch, and half the width of the band around their sum, as a share."""
+
+    overhead_s: float
+    per_token_s: float
+    per_square_s: float
+    band_share: float
+    basis: str
+
+    def seconds(self, batches: Sequence[tuple[int, int]]) -> float:
+        """The seconds that these micro-batches, (rows, longest row) each, take together."""
+        rows, lengths = np.array(batches, dtype=float).T
+        per_batch = self.overhead_s + rows * lengths * (self.per_token_s + lengths * self.per_square_s)
+        return float(per_batch.sum())
+
+    def slowed(self, factor: float, why: str) -> Rate:
+        """The rate with every second taking `factor` as long."""
+        return Rate(
+            self.overhead_s * factor,
+            self.per_token_s * factor,
+            self.per_square_s * factor,
+            self.band_share,
+            f"{self.basis}, x{factor:g} {why}",
+        )
+
+
+def fit_rate(timings: Sequence[tuple[int, int, float]]) -> Rate:
+    """Fit seconds = overhead + a x padded tokens + b x rows x length^2 to (rows, length, seconds).
+
+    Least squares of the relative errors, no term below zero. The band is two standard errors of the mean
+    residual, but at least DRIFT.
+    """
+    rows, lengths, seconds = np.array(timings, dtype=float).T
+    terms = np.stack([np.ones_like(rows), rows * lengths, rows * lengths**2], axis=1) / seconds[:, None]
+    best, residuals = np.zeros(3), np.ones_like(seconds)
+    for chosen in ([1], [0, 1], [1, 2], [0, 1, 2]):
+        if len(chosen) > len({(row, length) for row, length, _ in timings}):
+            continue
+        found = np.zeros(3)
+        found[chosen] = np.linalg.lstsq(terms[:, chosen], np.ones_like(seconds), rcond=None)[0]
+        error = 1 - terms @ found
+        if (found >= 0).all() and (error**2).sum() < (residuals**2).sum():
+            best, residuals = found, error
+    free = max(len(timings) - np.count_nonzero(best), 1)
+    band = 2 * math.sqrt((residuals**2).sum() / free / len(timings))
+    overhead, per_token, per_square = best.tolist()
+    basis = f"a probe of {len(timings)} micro-batches"
+    return Rate(overhead, per_token, per_square, max(DRIFT, band), basis)
+
+
+def card_rate(card: cards.Card, shape: ModelShape, setting: Setting) -> tuple[Rate, bool]:
+    """The rate of a card that is not here, and whether it is one at best."""
+    found = cards.card_rate(card, flops_per_token(shape, setting))
+    return Rate(0, found.seconds_per_token, 0, found.band_share, found.basis), found.at_best
+
+
+# Probe
+
+
+@dataclass(frozen=True)
+class Probe:
+    """(rows, length, seconds) of each timed micro-batch, and the peak memory after `shapes` unlike ones."""
+
+    timings: list[tuple[int, int, float]]
+    peak_memory_bytes: int
+    shapes: int
+
+
+def probe(
+    trainer: Any, batches: Sequence[Sequence[int]], lengths: Sequence[int], limit_s: float = 12.0
+) -> Probe:
+    """Time forward and backward of some of these batches (row numbers), through the trainer's own step.
+
+    Weights, gradients, random states and the trainer's counters are afterwards what they were. It ends after
+    `limit_s` seconds, but not before FEWEST batches; all of different sizes, as a size met again is faster.
+    """
+    ordered = sorted(batches, key=lambda rows: len(rows) * max(lengths[i] for i in rows))
+    shares = [*WARM_UP, *(i * GOLDEN % 1 for i in range(1, MOST + 1))]
+    picks = [ordered[round(share * (len(ordered) - 1))] for share in shares]
+    loader = trainer.get_train_dataloader()
+    timings: list[tuple[int, int, float]] = []
+    began = time.monotonic()
+    with _untouched(trainer) as model:
+        for rows in picks:
+            timings.append(_timed(trainer, model, loader, rows))
+            if len(timings) >= len(WARM_UP) + FEWEST and time.monotonic() - began > limit_s:
+                break
+    shapes = {(size, length) for size, length, _ in timings}
+    return Probe(timings[len(WARM_UP) :], machine.peak_memory_bytes(), len(shapes))
+
+
+def _timed(trainer: Any, model: Any, loader: Any, rows: Sequence[int]) -> tuple[int, int, float]:
+    """One micro-batch, its collation included."""
+    began = time.perf_counter()
+    batch = loader.collate_fn([loader.dataset[i] for i in rows])
+    size, length = batch["input_ids"].shape
+    inputs, labelled = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+    float(trainer.training_step(model, inputs[0], labelled))  # float waits until a card has finished
+    return int(size), int(length), time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _untouched(trainer: Any) -> Iterator[Any]:
+    """Yield the model wrapped as `train` wraps it, and put back whatever a training step changes."""
+    import torch
+
+    model, training = trainer.model, trainer.model.training
+    attributes = dict(vars(model))  # accelerate leaves its autocast and a mark of its own on the model
+    counters = {name: copy.deepcopy(vars(trainer)[name]) for name in COUNTERS if name in vars(trainer)}
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cards_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    model.zero_grad(set_to_none=True)
+    try:
+        yield trainer.accelerator.prepare_model(model)
+    finally:
+        vars(model).clear()
+        vars(model).update(attributes)
+        model.train(training)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        trainer.accelerator.free_memory()
+        vars(trainer).update(counters)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cards_states:
+            torch.cuda.set_rng_state_all(cards_states)
+
+
+# The plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take, as plain numbers; `evidence.json` keeps them under `plan`.
+
+    `predicted` has the ledger's keys, without `seconds` and `tokens_per_s` where no speed is known. `memory`
+    is the estimate by part; what counts is `memory_needed_bytes`, which a probe and earlier runs mend.
+    """
+
+    predicted: dict[str, float]
+    seconds_band: Sequence[float]
+    tokens: int
+    memory: dict[str, int]
+    memory_needed_bytes: int
+    memory_capacity_bytes: int
+    fits: str
+    disk: dict[str, int]
+    merge_memory_bytes: int
+    cloud: list[dict[str, Any]]
+    correction: dict[str, float]
+    basis: list[str]
+    actual: dict[str, float] = field(default_factory=dict)
+    error: dict[str, float] = field(default_factory=dict)
+
+    def rows(self, now: datetime.datetime) -> list[tuple[str, str]]:
+        """The table: a label and a text for each line."""
+        predicted, padded = self.predicted, self.predicted["padded_tokens"]
+        lines = [
+            ("steps", f"{predicted['steps']:,}"),
+            ("trained tokens", f"{predicted['trained_tokens']:,} of {self.tokens:,}"),
+            ("padded tokens", f"{padded:,}, {1 - self.tokens / padded:.0%} of them padding"),
+            *self._time(now),
+            ("memory", f"{_gb(self.memory_needed_bytes)} of {_gb(self.memory_capacity_bytes)}"),
+            *((f"  {part}", _gb(size)) for part, size in self.memory.items()),
+            ("fits", self.fits),
+            ("disk", _gb(sum(self.disk.values()))),
+            *((f"  {part}", _gb(size)) for part, size in self.disk.items()),
+            ("RAM to merge", f"{_gb(self.merge_memory_bytes)}, streamed"),
+        ]
+        for offer in self.cloud:
+            least = "at least " if offer["at_best"] else ""
+            cost = f"{least}{duration(offer['seconds'])}, {least}${offer['usd']:.2f}"
+            lines.append((f"on {offer['card']}", cost))
+        return lines + [("" if i else "from", text) for i, text in enumerate(self.basis)]
+
+    def _time(self, now: datetime.datetime) -> list[tuple[str, str]]:
+        if "seconds" not in self.predicted:
+            return [("time", "not known before notebook 03 has timed some micro-batches here")]
+        seconds = self.predicted["seconds"]
+        low, high = self.seconds_band
+        ends = [f"{now + datetime.timedelta(seconds=each):%a %d %b %H:%M}" for each in (seconds, low, high)]
+        return [
+            ("time", f"{duration(seconds)} ({duration(low)} to {duration(high)})"),
+            ("finished", f"{ends[0]} ({ends[1]} to {ends[2]}), if started now"),
+        ]
+
+    def __str__(self) -> str:
+        lines = self.rows(datetime.datetime.now())
+        width = max(len(label) for label, _ in lines)
+        return "\n".join(f"{label:{width}}  {text}" for label, text in lines)
+
+
+def make_plan(
+    recipe: Recipe,
+    profile: Profile,
+    shape: ModelShape,
+    work: Workload,
+    rate: Rate | None,
+    probed: Probe | None = None,
+    earlier: ledger.Correction = ledger.NONE,
+    basis: Sequence[str] = (),
+) -> Plan:
+    """Put the plan together, its memory from a probe if there is one, else from the estimate by part."""
+    setting = setting_of(recipe, profile, *work.largest)
+    parts = memory(shape, setting)
+    peak = counted(parts, profile.device)
+    if probed:  # it has not seen Adam's moments and all the shapes
+        unseen = len(set(work.batches)) - probed.shapes
+        peak = probed.peak_memory_bytes + parts["optimizer"] + shape_memory(unseen, profile.device)
+    predicted: dict[str, float] = {
+        "steps": work.steps,
+        "padded_tokens": work.padded_tokens,
+        "trained_tokens": work.trained_tokens,
+        "peak_memory_bytes": round(peak * earlier.peak_memory_bytes),
+    }
+    band: tuple[float, ...] = ()
+    if rate:
+        seconds = rate.seconds(work.batches) * earlier.seconds
+        predicted |= {"seconds": round(seconds, 2), "tokens_per_s": round(work.tokens / seconds, 2)}
+        band = (seconds * (1 - rate.band_share), seconds * (1 + rate.band_share))
+    cuda = profile.device == "cuda"
+    needed = round(predicted["peak_memory_bytes"]) + (parts["context"] if cuda else 0)
+    hardware = profile.hardware
+    capacity = hardware.gpu_memory_bytes if cuda else hardware.memory_bytes
+    return Plan(
+        predicted=predicted,
+        seconds_band=band,
+        tokens=work.tokens,
+        memory=parts,
+        memory_needed_bytes=needed,
+        memory_capacity_bytes=capacity,
+        fits=_fits(recipe, shape, setting, needed, capacity),
+        disk=disk(shape, setting, SAVE_TOTAL_LIMIT),
+        merge_memory_bytes=merge_memory(shape, recipe.lora.target_modules),
+        cloud=_cloud(recipe, shape, work),
+        correction={"seconds": earlier.seconds, "peak_memory_bytes": earlier.peak_memory_bytes},
+        basis=[*basis, *_basis(rate, earlier)],
+    )
+
+
+def _basis(rate: Rate | None, earlier: ledger.Correction) -> list[str]:
+    listed = cards.prices()
+    lines = [f"time: {rate.basis}"] if rate else []
+    return [*lines, *earlier.lines(), f"cost: list prices of {listed.provider}, {listed.date}"]
+
+
+def _fits(recipe: Recipe, shape: ModelShape, setting: Setting, needed: int, capacity: int) -> str:
+    if needed <= capacity:
+        return f"yes, {_gb(capacity - needed)} to spare"
+    name = recipe.model.model_name
+    # The estimate by part is held against the room that is left by its own error.
+    room = round(capacity * sum(memory(shape, setting).values()) / needed)
+    fit = nearest_fit(name, shape, setting, recipe.training.gradient_accumulation_steps, room)
+    nearest = f"the nearest that does: {', '.join(fit.changes)}" if fit else "and no setting does"
+    return f"NO, by {_gb(needed - capacity)}; {nearest}"
+
+
+def _cloud(recipe: Recipe, shape: ModelShape, work: Workload) -> list[dict[str, Any]]:
+    """Seconds and list price on each card that has one and enough memory."""
+    offers = []
+    for card in cards.cards().values():
+        setting = setting_of(recipe, machine.decide(card.hardware, recipe), *work.largest)
+        if card.usd_per_hour and sum(memory(shape, setting).values()) <= card.hardware.gpu_memory_bytes:
+            rate, at_best = card_rate(card, shape, setting)
+            seconds = rate.seconds(work.batches)
+            offers.append(
+                {
+                    "card": card.name,
+                    "seconds": round(seconds, 1),
+                    "usd": round(seconds / 3600 * card.usd_per_hour, 4),
+                    "at_best": at_best,
+                }
+            )
+    return offers
+
+
+def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
+    """Probe the trainer and plan its run, or give back the plan under which this training began."""
+    kept, names = run.evidence().get("plan", {}), {field.name for field in dataclasses.fields(Plan)}
+    if any(run.checkpoints.glob("checkpoint-*")) and kept.keys() == names:
+        return Plan(**kept)
+    args = trainer.args
+    schedule = Schedule(
+        per_device_train_batch_size=args.train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        num_train_epochs=args.num_train_epochs,
+        max_steps=args.max_steps,
+        seed=args.seed,
+        train_sampling_strategy=str(args.train_sampling_strategy),
+    )
+    lengths, trained = token_counts(trainer.train_dataset)
+    measured = probe(trainer, schedule.epoch(lengths), lengths)
+    rate = fit_rate(measured.timings)
+    if profile.device == "cpu":
+        rate = rate.slowed(CPU_SLOWING, "as a CPU process slows down")
+    plan = make_plan(
+        run.recipe,
+        profile,
+        shape_from_config(trainer.model.config.to_dict()),
+        workload(lengths, trained, schedule),
+        rate,
+        probed=measured,
+        earlier=ledger.correction(ledger.machine_key(run.recipe, profile)),
+    )
+    run.record("plan", dataclasses.asdict(plan))
+    return plan
+
+
+def plan_on_card(
+    recipe: Recipe, card: cards.Card, counts: tuple[list[int], list[int]], basis: Sequence[str] = ()
+) -> Plan:
+    """Plan a recipe on a card that is not here; `counts` are lengths and trained tokens of the rows."""
+    profile, shape = machine.decide(card.hardware, recipe), shape_of(recipe.model.model_name)
+    work = workload(*counts, schedule_of(recipe))
+    rate, at_best = card_rate(card, shape, setting_of(recipe, profile, *work.largest))
+    limit = ["nothing like it was measured: the time is the least, not the likely one"]
+    return make_plan(recipe, profile, shape, work, rate, basis=[*basis, *(limit if at_best else [])])
+
+
+def plan_here(
+    recipe: Recipe, profile: Profile, counts: tuple[list[int], list[int]], basis: Sequence[str] = ()
+) -> Plan:
+    """Plan a recipe on this machine without a probe: the time from its earlier runs, if there are any."""
+    earlier = ledger.correction(ledger.machine_key(recipe, profile))
+    rate = None
+    if earlier.seconds_per_token:
+        rate = Rate(0, earlier.seconds_per_token, 0, LEDGER_BAND, earlier.source)
+    earlier = dataclasses.replace(earlier, seconds=1.0)  # it is in the rate already
+    work = workload(*counts, schedule_of(recipe))
+    return make_plan(
+        recipe, profile, shape_of(recipe.model.model_name), work, rate, earlier=earlier, basis=basis
+    )
+
+
+def schedule_of(recipe: Recipe) -> Schedule:
+    """The schedule that notebook 03 makes of a recipe."""
+    training = recipe.training
+    return Schedule(
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        seed=training.seed,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader takes them: 45 s, 3.2 min, 8.6 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,452 @@
+"""The plan against a real trainer: the same batches, the same steps, and a probe that leaves no trace."""
+
+import datetime
+import random
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finelab import LabError, machine, recipe
+from finelab.train import cards, ledger
+from finelab.train.memory import SHAPES
+from finelab.train.plan import (
+    FEWEST,
+    WARM_UP,
+    Probe,
+    Rate,
+    Schedule,
+    assumed_counts,
+    duration,
+    epoch_batches,
+    fit_rate,
+    make_plan,
+    packed_lengths,
+    plan_here,
+    plan_on_card,
+    plan_training,
+    probe,
+    token_counts,
+    workload,
+)
+from tests.tiny import base_model, with_adapter
+
+NOW = datetime.datetime(2026, 11, 24, 8, 0)
+
+
+def rows_of(count, seed=0):
+    """Rows of 3 to 40 tokens; the first tokens of each carry no label."""
+    draw = random.Random(seed)
+    lengths = [draw.randint(3, 40) for _ in range(count)]
+    ids = [[draw.randrange(3, 128) for _ in range(length)] for length in lengths]
+    return [{"input_ids": row, "labels": [-100] * (len(row) // 2) + row[len(row) // 2 :]} for row in ids]
+
+
+@pytest.fixture
+def trainer_of(tmp_path, tokenizer):
+    """Makes a Trainer as notebook 03 sets it up; `trainer.seen` lists the batches it collated."""
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    class Recording(DataCollatorForSeq2Seq):
+        def __call__(self, features, return_tensors=None):
+            batch = super().__call__(features, return_tensors)
+            seen.append(tuple(batch["input_ids"].shape))
+            return batch
+
+    class Counting(Trainer):
+        """Counts as TRL's trainer does, and draws from every source of randomness."""
+
+        _total_train_tokens = 0
+
+        def compute_loss(self, *args, **kwargs):
+            self._total_train_tokens += 1 + int(random.random() + np.random.random() < 0)
+            self._metrics["train"].append(self._total_train_tokens)
+            return super().compute_loss(*args, **kwargs)
+
+    seen = []
+
+    def make(rows, dropout=0.0, **changes):
+        arguments = {
+            "output_dir": str(tmp_path / "out"),
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "include_num_input_tokens_seen": "non_padding",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        model = with_adapter(base_model(), moved=False)
+        for module in model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = dropout
+        trainer = Counting(
+            model=model,
+            args=TrainingArguments(**arguments | changes),
+            train_dataset=Dataset.from_list(rows),
+            data_collator=Recording(tokenizer=tokenizer),
+        )
+        trainer.seen, trainer._metrics, trainer._total_train_tokens = seen, {"train": []}, 0
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
+@pytest.mark.parametrize("seed", [3407, 7])
+@pytest.mark.parametrize(
+    "count, changes",
+    [
+        (22, {"num_train_epochs": 2}),  # the last batch has 2 rows, each epoch's last group 2 of 2 batches
+        (27, {"num_train_epochs": 3}),  # 7 batches: each epoch's last step accumulates one
+        (27, {"max_steps": 6}),  # ends within the second epoch
+        (3, {"num_train_epochs": 2}),  # less than a batch
+    ],
+)
+def test_the_plan_has_the_batches_that_are_trained(trainer_of, strategy, seed, count, changes):
+    rows = rows_of(count)
+    trainer = trainer_of(rows, seed=seed, train_sampling_strategy=strategy, **changes)
+    trainer.train()
+    schedule = Schedule(
+        4, 2, changes.get("num_train_epochs", 3), changes.get("max_steps", -1), seed, strategy
+    )
+    lengths, trained = token_counts(trainer.train_dataset)
+    work = workload(lengths, trained, schedule)
+    per_token = 6 * trainer.model.num_parameters(exclude_embeddings=True)
+    assert work.batches == trainer.seen[: len(work.batches)]  # the data loader collates one ahead
+    assert len(trainer.seen) - len(work.batches) in (0, 1)
+    assert work.steps == trainer.state.global_step
+    assert work.tokens == trainer.state.num_input_tokens_seen
+    assert work.padded_tokens == trainer.state.total_flos / per_token
+    assert trained == [sum(label != -100 for label in row["labels"]) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [3407, 7])
+def test_trls_trainer_draws_the_same_batches(tmp_path, tokenizer, seed):
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq
+    from trl import SFTConfig, SFTTrainer
+
+    rows = rows_of(30)
+    trainer = SFTTrainer(
+        model=with_adapter(base_model(), moved=False),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(rows),
+        args=SFTConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=4, seed=seed, use_cpu=True, report_to="none"
+        ),
+        data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer),
+    )
+    drawn = [tuple(batch["input_ids"].shape) for batch in trainer.get_train_dataloader()]
+    lengths = [len(row["input_ids"]) for row in rows]
+    batches = epoch_batches(lengths, 4, seed)
+    assert drawn == [(len(batch), max(lengths[i] for i in batch)) for batch in batches]
+
+
+def test_packing_makes_as_many_rows_as_trl_and_keeps_every_token():
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    rows = [{"input_ids": row["input_ids"]} for row in rows_of(60)]
+    lengths = [len(row["input_ids"]) for row in rows]
+    packed = packed_lengths(lengths, 64)
+    assert len(packed) == len(pack_dataset(Dataset.from_list(rows), 64, "bfd"))
+    assert sum(packed) == sum(lengths)
+    assert max(packed) <= 64
+
+
+def test_a_strategy_nobody_knows_is_told():
+    with pytest.raises(LabError, match="no sampling strategy 'longest'; there are: random, group_by_length"):
+        epoch_batches([1, 2], 1, 0, "longest")
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from(["random", "group_by_length"]),
+)
+def test_whole_epochs_meet_every_row_once_in_each(lengths, size, accumulation, epochs, strategy):
+    schedule = Schedule(size, accumulation, epochs, -1, 1, strategy)
+    work = workload(lengths, lengths, schedule)
+    assert work.tokens == work.trained_tokens == epochs * sum(lengths)
+    assert work.padded_tokens >= work.tokens
+    assert sum(rows for rows, _ in work.batches) == epochs * len(lengths)
+    for epoch in range(epochs):
+        met = [row for batch in schedule.epoch(lengths, epoch) for row in batch]
+        assert sorted(met) == list(range(len(lengths)))
+
+
+def test_token_counts_read_a_selection_of_the_rows():
+    from datasets import Dataset
+
+    rows = rows_of(9)
+    chosen = [7, 2, 2, 5]
+    lengths, trained = token_counts(Dataset.from_list(rows).select(chosen))
+    assert lengths == [len(rows[i]["input_ids"]) for i in chosen]
+    assert trained == [sum(label != -100 for label in rows[i]["labels"]) for i in chosen]
+
+
+def test_the_assumed_lengths_are_padded_as_finetomes_were():
+    lengths, trained = assumed_counts(20_000, 2048)
+    work = workload(lengths, trained, Schedule(2, 4, 1, -1, 3407))
+    assert work.padded_tokens / 20_000 == pytest.approx(778.8, rel=0.01)  # exact, from the seed's total_flos
+    assert max(lengths) == 2048
+    assert max(assumed_counts(1000, 300)[0]) == 300
+
+
+# Time
+
+SHAPES_TIMED = [(2, 30), (2, 60), (2, 90), (2, 120), (4, 60), (4, 120)]
+
+
+@given(st.floats(0, 2), st.floats(1e-5, 1e-2), st.floats(0, 1e-5))
+def test_a_cost_without_noise_is_found_again(overhead, per_token, per_square):
+    truth = Rate(overhead, per_token, per_square, 0, "")
+    rate = fit_rate([(rows, length, truth.seconds([(rows, length)])) for rows, length in SHAPES_TIMED])
+    batches = [(3, 45), (2, 77), (4, 100)]
+    assert rate.seconds(batches) == pytest.approx(truth.seconds(batches), rel=1e-3)
+    assert rate.band_share == pytest.approx(0.1)
+
+
+@given(st.lists(st.floats(0.5, 2), min_size=len(SHAPES_TIMED), max_size=len(SHAPES_TIMED)))
+def test_no_noise_makes_a_time_below_zero(noise):
+    timings = [
+        (rows, length, rows * length / 100 * factor)
+        for (rows, length), factor in zip(SHAPES_TIMED, noise, strict=True)
+    ]
+    rate = fit_rate(timings)
+    assert min(rate.overhead_s, rate.per_token_s, rate.per_square_s) >= 0
+    assert rate.seconds([(1, 1)]) > 0
+
+
+def test_the_band_grows_with_the_noise():
+    def band(share):
+        draw = np.random.default_rng(0)
+        return fit_rate(
+            [(rows, length, rows * length * (1 + share * draw.normal())) for rows, length in SHAPES_TIMED]
+        ).band_share
+
+    assert band(0.01) == 0.1 < band(0.5) < band(0.9)
+
+
+def test_one_timing_is_enough_for_a_rate():
+    assert fit_rate([(2, 50, 4.0)]).seconds([(2, 100)]) == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("seconds, text", [(45, "45 s"), (192, "3.2 min"), (31_000, "8.6 h")])
+def test_a_duration_reads_well(seconds, text):
+    assert duration(seconds) == text
+
+
+# Probe
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def train(trainer_of, probed):
+    """Train with dropout, length grouping and autocast, all of which a careless probe would change."""
+    import torch
+
+    rows = rows_of(24)
+    trainer = trainer_of(
+        rows, dropout=0.2, num_train_epochs=2, bf16=True, train_sampling_strategy="group_by_length"
+    )
+    if probed:
+        lengths = [len(row["input_ids"]) for row in rows]
+        probe(trainer, epoch_batches(lengths, 4, 3407), lengths, limit_s=0)
+    trainer.train()
+    return trainer, weights(trainer), torch.get_rng_state()
+
+
+def test_training_after_a_probe_is_bit_for_bit_what_it_is_without(trainer_of):
+    import torch
+
+    plain, before, rng_before = train(trainer_of, probed=False)
+    after_probe, after, rng_after = train(trainer_of, probed=True)
+    assert [entry.get("loss") for entry in plain.state.log_history] == [
+        entry.get("loss") for entry in after_probe.state.log_history
+    ]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(rng_before, rng_after)
+
+
+def test_a_probe_leaves_weights_gradients_randomness_and_mode_as_they_were(trainer_of):
+    import torch
+
+    rows = rows_of(12)
+    trainer = trainer_of(rows, dropout=0.2, bf16=True)
+    trainer.model.eval()
+    parameter = next(each for name, each in trainer.model.named_parameters() if "lora_B" in name)
+    parameter.grad = torch.ones_like(parameter)
+    before, states = (
+        weights(trainer),
+        (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()),
+    )
+    lengths = [len(row["input_ids"]) for row in rows]
+    with torch.no_grad():
+        ids = torch.tensor([[5, 6, 7]])
+        logits = trainer.model(input_ids=ids).logits
+    probe(trainer, epoch_batches(lengths, 4, 1), lengths, limit_s=0)
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    assert torch.equal(parameter.grad, torch.ones_like(parameter))
+    assert [each.grad for each in trainer.model.parameters() if each is not parameter].count(None) == (
+        len(list(trainer.model.parameters())) - 1
+    )
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+    assert (states[2] == np.random.get_state()[1]).all()
+    assert not any(module.training for module in trainer.model.modules())
+    assert (trainer._metrics, trainer._total_train_tokens) == ({"train": []}, 0)
+    with torch.no_grad():  # autocast would round these
+        assert torch.equal(logits, trainer.model(input_ids=ids).logits)
+
+
+def test_a_probe_meets_the_largest_batch_and_stops_in_time(trainer_of):
+    rows = rows_of(60)
+    lengths = [len(row["input_ids"]) for row in rows]
+    batches = epoch_batches(lengths, 2, 3407)
+    trainer = trainer_of(rows)
+    found = probe(trainer, batches, lengths, limit_s=0)
+    assert len(found.timings) == FEWEST
+    assert len(trainer.seen) == len(WARM_UP) + FEWEST
+    assert max(len(batch) * max(lengths[i] for i in batch) for batch in batches) == max(
+        size * length for size, length in trainer.seen
+    )
+    assert len({length for _, length, _ in found.timings}) >= 5
+    assert [shape[:2] for shape in found.timings] == trainer.seen[len(WARM_UP) :]
+    assert found.shapes == len(set(trainer.seen))
+    assert all(seconds > 0 for _, _, seconds in found.timings)
+
+
+def test_a_probe_of_a_data_set_of_one_batch_is_still_one(trainer_of):
+    rows = rows_of(3)
+    found = probe(trainer_of(rows), [[0, 1, 2]], [len(row["input_ids"]) for row in rows], limit_s=0)
+    assert fit_rate(found.timings).seconds([(3, 20)]) > 0
+
+
+# The plan
+
+
+@pytest.fixture
+def ledger_here(tmp_path, monkeypatch):
+    """An empty cache folder, so that no earlier run of this machine has a say."""
+    monkeypatch.setenv("FINELAB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def profile():
+    hardware = machine.Hardware(
+        device="cpu", name="two cores", system="Linux", cores=2, memory_bytes=8 * 10**9, cpu_bfloat16=True
+    )
+    return machine.decide(hardware, recipe.load_preset("smollm2-135m"))
+
+
+COUNTS = ([100, 50, 70, 90, 30], [40, 20, 30, 40, 10])
+
+
+def text_of(plan):
+    return "\n".join(f"{label}: {text}" for label, text in plan.rows(NOW))
+
+
+def test_the_table_says_how_much_and_how_long(preset, profile):
+    rate = Rate(0.5, 0.01, 0, 0.1, "a probe of 9 micro-batches")
+    work = workload(*COUNTS, Schedule(2, 4, 1, -1, 3407))
+    plan = make_plan(preset, profile, SHAPES["SmolLM2-135M"], work, rate, probed=Probe([], 1_500_000_000, 2))
+    seconds = 3 * 0.5 + 0.01 * work.padded_tokens
+    assert plan.predicted["seconds"] == pytest.approx(seconds, abs=0.01)
+    assert plan.predicted["tokens_per_s"] == pytest.approx(340 / seconds, abs=0.01)
+    adam, a_shape = 8 * 4_884_480, 18_000_000
+    assert plan.predicted["peak_memory_bytes"] == 1_500_000_000 + adam + a_shape
+    said = text_of(plan)
+    assert "steps: 1\ntrained tokens: 140 of 340\n" in said
+    assert f"time: {seconds:.0f} s ({0.9 * seconds:.0f} s to {1.1 * seconds:.0f} s)" in said
+    assert "memory: 1.56 GB of 8.00 GB" in said
+    assert "  weights: 0.27 GB" in said
+    assert "fits: yes, 6.44 GB to spare" in said
+    assert "from: time: a probe of 9 micro-batches" in said
+    assert str(plan).splitlines()[0].split() == ["steps", "1"]
+
+
+def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(preset, profile):
+    chosen = recipe.override(preset, ["training.per_device_train_batch_size=4"])
+    work = workload(*assumed_counts(400, 2048), Schedule(4, 4, 1, -1, 3407))
+    plan = make_plan(chosen, profile, SHAPES["SmolLM2-135M"], work, None, probed=Probe([], 9 * 10**9, 400))
+    said = text_of(plan)
+    assert "fits: NO, by 1.04 GB; the nearest that does: training.per_device_train_batch_size=2, " in said
+    assert "time: not known before notebook 03" in said
+    assert "seconds" not in plan.predicted
+
+
+@pytest.mark.parametrize(
+    "name, key, hours, fits",
+    [
+        ("llama-3.2-3b", "rtx-2060s", 21.7, "yes"),  # 12,500 steps at the 9.58 a minute that were measured
+        ("llama-3.2-1b", "rtx-2060s", 8.65, "yes"),
+        ("llama-3.2-1b", "rtx-3070-laptop", 7.66, "yes"),
+        ("llama-3.2-1b", "t4", 8.90, "yes"),
+    ],
+)
+def test_a_measured_card_gets_the_hours_that_were_measured(name, key, hours, fits):
+    plan = plan_on_card(recipe.load_preset(name), cards.card_called(key), assumed_counts(100_000, 2048))
+    assert plan.predicted["steps"] == 12_500
+    assert plan.predicted["seconds"] / 3600 == pytest.approx(hours, rel=0.02)
+    assert plan.fits.startswith(fits)
+
+
+def test_the_seeds_3b_run_with_batches_of_8_takes_its_18_hours():
+    chosen = recipe.override(recipe.load_preset("llama-3.2-3b"), ["training.per_device_train_batch_size=8"])
+    plan = plan_on_card(chosen, cards.card_called("rtx-5000"), assumed_counts(100_000, 2048))
+    assert plan.predicted["steps"] == 3125
+    assert plan.predicted["seconds"] / 3600 == pytest.approx(18.2, rel=0.02)
+
+
+def test_a_card_far_from_what_was_measured_is_only_given_a_least_time():
+    counts = assumed_counts(1000, 2048)
+    said = text_of(plan_on_card(recipe.load_preset("llama-3.2-1b"), cards.card_called("h100"), counts))
+    assert "the time is the least, not the likely one" in said
+    assert "on H100 SXM: at least" in said
+    assert re.search(r"on Tesla T4: 5\.\d min, \$0\.05\n", said)
+    assert "cost: list prices of Modal, 2026-05-07" in said
+
+
+def test_a_cloud_card_that_is_too_small_is_not_offered():
+    chosen = recipe.override(recipe.load_preset("llama-3.2-3b"), ["training.per_device_train_batch_size=64"])
+    offers = plan_on_card(chosen, cards.card_called("h100"), assumed_counts(1000, 2048)).cloud
+    assert {offer["card"] for offer in offers} == {"L40S", "A100 80 GB", "H100 SXM"}
+
+
+def test_earlier_runs_give_this_machine_its_pace(ledger_here, preset, profile):
+    assert "seconds" not in plan_here(preset, profile, COUNTS).predicted
+    key = ledger.machine_key(preset, profile)
+    entry = {"key": key, "seconds": 2.0, "peak_memory_bytes": 1.5, "seconds_per_token": 0.01}
+    ledger.ledger_path().parent.mkdir()
+    ledger.ledger_path().write_text(ledger.json.dumps([entry]), encoding="utf-8")
+    plan = plan_here(preset, profile, COUNTS)
+    assert plan.predicted["seconds"] == pytest.approx(0.01 * plan.predicted["padded_tokens"])
+    assert plan.predicted["peak_memory_bytes"] == pytest.approx(1.5 * sum(plan.memory.values()), abs=1)
+    assert "time: 1 earlier run on this machine" in text_of(plan)
+
+
+def test_the_plan_of_a_trainer_is_kept_until_its_training_is_over(ledger_here, run, profile, trainer_of):
+    rows = rows_of(30)
+    trainer = trainer_of(rows, num_train_epochs=2)
+    plan = plan_training(run, profile, trainer)
+    trainer.train()
+    assert plan.predicted["steps"] == trainer.state.global_step
+    assert plan.predicted["padded_tokens"] == sum(rows * length for rows, length in trainer.seen[-16:])
+    assert plan.predicted["seconds"] > 0
+    assert run.evidence()["plan"]["predicted"] == plan.predicted
+    (run.checkpoints / "checkpoint-2").mkdir(parents=True)
+    again = plan_training(run, profile, trainer_of(rows, num_train_epochs=1))
+    assert again.predicted == plan.predicted
+    assert text_of(again) == text_of(plan)
