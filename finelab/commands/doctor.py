@@ -13,7 +13,6 @@ from pathlib import Path
 from finelab import machine, recipe
 from finelab.commands.run import existing_runs
 from finelab.errors import LabError
-from finelab.publish import read_token
 from finelab.run import RUNS, default_recipe
 
 ENVIRONMENT = Path(__file__).parent.parent.parent / "environment"
@@ -104,6 +103,8 @@ def _memory() -> str:
 
 
 def _token() -> str:
+    from finelab.publish import read_token  # it needs packages
+
     try:
         return "found" if read_token() else "none: a push goes to a folder"
     except LabError as error:

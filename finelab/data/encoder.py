@@ -155,18 +155,17 @@ def _byte_level_bpe(state: dict[str, Any]) -> ByteLevelBPE | None:
     """The vocabulary of a tokenizer.json, or None where tiktoken might not give the same ids."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+    model, control = state["model"], _control(state["added_tokens"])
     pattern = _pattern(state["pre_tokenizer"])
     normalizer = state["normalizer"] or {"normalizers": []}
-    control = _control(state["added_tokens"])
-    if pattern is None or normalizer.get("normalizers") != [] or control is None:
+    if model["type"] != "BPE" or pattern is None or control is None or normalizer.get("normalizers") != []:
         return None
     byte_of = {ord(character): byte for byte, character in bytes_to_unicode().items()}
-    ranks = {
-        token.translate(byte_of).encode("latin-1"): number
-        for token, number in state["model"]["vocab"].items()
-        if token not in control
-    }
-    return ByteLevelBPE(pattern, ranks, control) if _merges_by_id(state["model"], ranks) else None
+    ids = {token: number for token, number in model["vocab"].items() if token not in control}
+    if not byte_of.keys() >= set(map(ord, set("".join(ids)))):
+        return None
+    ranks = {token.translate(byte_of).encode("latin-1"): number for token, number in ids.items()}
+    return ByteLevelBPE(pattern, ranks, control) if _merges_by_id(model, ranks) else None
 
 
 def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
@@ -195,9 +194,7 @@ def _control(added: list[dict[str, Any]]) -> dict[str, int] | None:
 
 def _merges_by_id(model: dict[str, Any], ranks: dict[bytes, int]) -> bool:
     """Whether the model merges any two tokens that make a token, the lowest id first, as tiktoken does."""
-    if model["type"] != "BPE" or model["dropout"]:
-        return False
-    if model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
+    if model["dropout"] or model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
         return False
     merged = [model["vocab"][left + right] for left, right in model["merges"]]
     single = {token[0] for token in ranks if len(token) == 1}

@@ -120,6 +120,11 @@ def reads_words(state):
     state["added_tokens"] = []
 
 
+def reads_pieces(state):
+    state["model"] = {"type": "Unigram", "vocab": [["?", 0.0], ["a", -1.0], ["b", -2.0]], "unk_id": 0}
+    state["added_tokens"] = []
+
+
 CHANGES = {
     "a normaliser": lambda s: s.update(normalizer={"type": "NFC"}),
     "no pre-tokenizer": lambda s: s.update(pre_tokenizer=None),
@@ -129,7 +134,9 @@ CHANGES = {
     "a control token that begins another": lambda s: s["added_tokens"][2].update(content="<|im_start|>2"),
     "merges in another order": lambda s: s["model"]["merges"].reverse(),
     "a token that is never merged": lambda s: s["model"]["merges"].pop(),
+    "a token that is no bytes": lambda s: s["model"]["vocab"].update({"▁": 49_152}),
     "words": reads_words,
+    "pieces of words": reads_pieces,
 }
 
 
