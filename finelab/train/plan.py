@@ -119,7 +119,6 @@ def epoch_batches(
 
 def _order(lengths: Sequence[int], group: int, seed: int, strategy: str, epoch: int) -> list[int]:
     import torch
-    from transformers.trainer_pt_utils import get_length_grouped_indices
 
     generator = torch.Generator()
     if strategy == "sequential":
@@ -129,6 +128,8 @@ def _order(lengths: Sequence[int], group: int, seed: int, strategy: str, epoch: 
         return [int(i) for i in torch.randperm(len(lengths), generator=generator)]
     if strategy != "group_by_length":
         raise LabError(f"no sampling strategy {strategy!r}; there are: {', '.join(STRATEGIES)}.")
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
     generator.manual_seed(seed)
     for _ in range(epoch + 1):
         torch.empty((), dtype=torch.int64).random_(generator=generator)  # the data loader's own seed
@@ -334,7 +335,7 @@ class Plan:
     """
 
     predicted: dict[str, float]
-    seconds_band: Sequence[float]
+    seconds_band: list[float]
     tokens: int
     memory: dict[str, int]
     memory_needed_bytes: int
@@ -398,29 +399,15 @@ def make_plan(
 ) -> Plan:
     """Put the plan together, its memory from a probe if there is one, else from the estimate by part."""
     setting = setting_of(recipe, profile, *work.largest)
-    parts = memory(shape, setting)
-    peak = counted(parts, profile.device)
-    if probed:  # it has not seen Adam's moments and all the shapes
-        unseen = len(set(work.batches)) - probed.shapes
-        peak = probed.peak_memory_bytes + parts["optimizer"] + shape_memory(unseen, profile.device)
-    predicted: dict[str, float] = {
-        "steps": work.steps,
-        "padded_tokens": work.padded_tokens,
-        "trained_tokens": work.trained_tokens,
-        "peak_memory_bytes": round(peak * earlier.peak_memory_bytes),
-    }
-    band: tuple[float, ...] = ()
-    if rate:
-        seconds = rate.seconds(work.batches) * earlier.seconds
-        predicted |= {"seconds": round(seconds, 2), "tokens_per_s": round(work.tokens / seconds, 2)}
-        band = (seconds * (1 - rate.band_share), seconds * (1 + rate.band_share))
-    cuda = profile.device == "cuda"
-    needed = round(predicted["peak_memory_bytes"]) + (parts["context"] if cuda else 0)
-    hardware = profile.hardware
-    capacity = hardware.gpu_memory_bytes if cuda else hardware.memory_bytes
+    parts, cloud = memory(shape, setting), _cloud(recipe, shape, work)
+    peak = round(_peak(setting, parts, work, probed) * earlier.peak_memory_bytes)
+    needed, capacity = peak, profile.hardware.memory_bytes
+    if profile.device == "cuda":
+        needed, capacity = peak + parts["context"], profile.hardware.gpu_memory_bytes
+    seconds = rate.seconds(work.batches) * earlier.seconds if rate else 0.0
     return Plan(
-        predicted=predicted,
-        seconds_band=band,
+        predicted=_predicted(work, seconds, peak),
+        seconds_band=[seconds * (1 + side * rate.band_share) for side in (-1, 1)] if rate else [],
         tokens=work.tokens,
         memory=parts,
         memory_needed_bytes=needed,
@@ -428,16 +415,37 @@ def make_plan(
         fits=_fits(recipe, shape, setting, needed, capacity),
         disk=disk(shape, setting, SAVE_TOTAL_LIMIT),
         merge_memory_bytes=merge_memory(shape, recipe.lora.target_modules),
-        cloud=_cloud(recipe, shape, work),
+        cloud=cloud,
         correction={"seconds": earlier.seconds, "peak_memory_bytes": earlier.peak_memory_bytes},
-        basis=[*basis, *_basis(rate, earlier)],
+        basis=[*basis, *_basis(rate, earlier, cloud)],
     )
 
 
-def _basis(rate: Rate | None, earlier: ledger.Correction) -> list[str]:
-    listed = cards.prices()
+def _predicted(work: Workload, seconds: float, peak: int) -> dict[str, float]:
+    timed = {"seconds": round(seconds, 2), "tokens_per_s": round(work.tokens / seconds, 2)} if seconds else {}
+    return {
+        "steps": work.steps,
+        "padded_tokens": work.padded_tokens,
+        "trained_tokens": work.trained_tokens,
+        **timed,
+        "peak_memory_bytes": peak,
+    }
+
+
+def _peak(setting: Setting, parts: dict[str, int], work: Workload, probed: Probe | None) -> int:
+    """What `machine.peak_memory_bytes` will say; a probe has seen neither Adam's moments nor all shapes."""
+    shapes = len(set(work.batches))
+    if probed:
+        peak = probed.peak_memory_bytes + parts["optimizer"]
+        return peak + shape_memory(shapes - probed.shapes, setting.device)
+    return counted(parts, setting.device) + shape_memory(shapes - 1, setting.device)
+
+
+def _basis(rate: Rate | None, earlier: ledger.Correction, cloud: Sequence[Any]) -> list[str]:
     lines = [f"time: {rate.basis}"] if rate else []
-    return [*lines, *earlier.lines(), f"cost: list prices of {listed.provider}, {listed.date}"]
+    listed = cards.prices()
+    priced = [f"cost: list prices of {listed.provider}, {listed.date}"] if cloud else []
+    return [*lines, *earlier.lines(), *priced]
 
 
 def _fits(recipe: Recipe, shape: ModelShape, setting: Setting, needed: int, capacity: int) -> str:
@@ -452,20 +460,16 @@ def _fits(recipe: Recipe, shape: ModelShape, setting: Setting, needed: int, capa
 
 
 def _cloud(recipe: Recipe, shape: ModelShape, work: Workload) -> list[dict[str, Any]]:
-    """Seconds and list price on each card that has one and enough memory."""
+    """Seconds and list price on each card that has one and enough memory, from one cent on."""
     offers = []
     for card in cards.cards().values():
         setting = setting_of(recipe, machine.decide(card.hardware, recipe), *work.largest)
-        if card.usd_per_hour and sum(memory(shape, setting).values()) <= card.hardware.gpu_memory_bytes:
-            rate, at_best = card_rate(card, shape, setting)
-            seconds = rate.seconds(work.batches)
+        rate, at_best = card_rate(card, shape, setting)
+        seconds = rate.seconds(work.batches)
+        usd = seconds / 3600 * (card.usd_per_hour or 0)
+        if usd >= 0.01 and sum(memory(shape, setting).values()) <= card.hardware.gpu_memory_bytes:
             offers.append(
-                {
-                    "card": card.name,
-                    "seconds": round(seconds, 1),
-                    "usd": round(seconds / 3600 * card.usd_per_hour, 4),
-                    "at_best": at_best,
-                }
+                {"card": card.name, "seconds": round(seconds), "usd": round(usd, 2), "at_best": at_best}
             )
     return offers
 
@@ -517,15 +521,11 @@ def plan_here(
     recipe: Recipe, profile: Profile, counts: tuple[list[int], list[int]], basis: Sequence[str] = ()
 ) -> Plan:
     """Plan a recipe on this machine without a probe: the time from its earlier runs, if there are any."""
-    earlier = ledger.correction(ledger.machine_key(recipe, profile))
-    rate = None
+    earlier, rate = ledger.correction(ledger.machine_key(recipe, profile)), None
     if earlier.seconds_per_token:
         rate = Rate(0, earlier.seconds_per_token, 0, LEDGER_BAND, earlier.source)
-    earlier = dataclasses.replace(earlier, seconds=1.0)  # it is in the rate already
     work = workload(*counts, schedule_of(recipe))
-    return make_plan(
-        recipe, profile, shape_of(recipe.model.model_name), work, rate, earlier=earlier, basis=basis
-    )
+    return make_plan(recipe, profile, shape_of(recipe.model.model_name), work, rate, basis=basis)
 
 
 def schedule_of(recipe: Recipe) -> Schedule:
