@@ -95,6 +95,11 @@ def cache_key(recipe: Recipe, sources: Sequence[Source], tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
+def read_arrow(path: Path) -> pa.Table:
+    """A table that stays on the disk until it is looked at."""
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
 def _fill(stage: Path, recipe: Recipe, sources: Sequence[Source], tokenizer: Any, workers: int) -> None:
     """Make a prepared data set in the folder `stage`."""
     from datasets import Dataset
@@ -113,7 +118,7 @@ def _fill(stage: Path, recipe: Recipe, sources: Sequence[Source], tokenizer: Any
     splits = {}
     for name in ("train", "heldout"):
         Dataset.from_file(str(stage / f"{name}.arrow")).save_to_disk(str(stage / name))
-        splits[name] = pa.ipc.open_stream(pa.memory_map(str(stage / f"{name}.arrow"))).read_all()
+        splits[name] = read_arrow(stage / f"{name}.arrow")
     check_sides(sides, _sources(splits.values()), data.heldout_share, data.heldout_sources)
     numbers = report(recipe, sources, found, dropped, len(chosen), deselected, splits, tokenizer)
     write_json(stage / "report.json", numbers)
@@ -147,7 +152,7 @@ def _read(
     for source in sources:
         if source.broken:
             print(f"{source.name}: {source.broken}; the rows before it are used.")
-    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all(), found
+    return read_arrow(path), found
 
 
 def _chunks(sources: Sequence[Source]) -> Iterator[tuple[str, list[Row]]]:

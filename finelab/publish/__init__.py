@@ -1,21 +1,28 @@
-"""Stage 4: a merge that is checked, a card from the evidence, a push that is verified."""
+"""Stage 4: a merge that is proven, a card from the evidence, a push that is verified."""
 
 from finelab.publish.card import write_card
 from finelab.publish.identity import Link, answer_logits, chain, for_proof, greedy_answers, require_identity
-from finelab.publish.push import PUSHED_FILES, hub, record_push
-from finelab.publish.token import read_token
+from finelab.publish.manifest import Manifest, adapter_for_hub, proven
+from finelab.publish.push import changes, fetch_pushed, hub, record_push
+from finelab.publish.token import check_token, find_tokens, read_token
 from finelab.publish.weights import Weights, check_merged_weights
 
 __all__ = [
-    "PUSHED_FILES",
     "Link",
+    "Manifest",
     "Weights",
+    "adapter_for_hub",
     "answer_logits",
     "chain",
+    "changes",
     "check_merged_weights",
+    "check_token",
+    "fetch_pushed",
+    "find_tokens",
     "for_proof",
     "greedy_answers",
     "hub",
+    "proven",
     "read_token",
     "record_push",
     "require_identity",

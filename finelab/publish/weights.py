@@ -1,10 +1,12 @@
-"""The proof of a merge: every weight is the one it must be.
+"""The proof of a merge: every weight, and every file beside them, is the one it must be.
 
 In bfloat16 behaviour cannot prove it: rounding moves the logits more than a forgotten layer does.
+What a weight must be is computed by PEFT's own layers, not by the code that merges.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,18 +14,31 @@ from pathlib import Path
 from typing import Any
 
 from finelab.errors import LabError
+from finelab.publish.merge import (
+    EMBEDDING,
+    HEAD,
+    load_adapter,
+    local_folder,
+    read_json,
+    read_shards,
+    require_known_kind,
+)
 
-PREFIX = "base_model.model."
+SLACK = 2.0**-20  # float32 sums of another order, on a graphics card say, differ by a few 2^-24
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How many tensors were checked; `moved` adapted ones differ from the base, `faults` name the rest."""
+    """How many tensors were checked; `moved` adapted ones differ from the base, `faults` name the rest.
+
+    `rounded` counts elements on the edge between two values of the file's dtype that took the other one.
+    """
 
     adapted: int
     moved: int
     untouched: int
     faults: tuple[str, ...]
+    rounded: int = 0
 
     @property
     def passed(self) -> bool:
@@ -32,102 +47,200 @@ class Weights:
 
     def __str__(self) -> str:
         if not self.passed:
-            first = "; ".join(self.faults[:3]) or "no tensor differs from the base"
+            first = "; ".join(self.faults[:3]) or "no tensor differs from the base: the adapter is untrained"
             return f"merge NOT proven: {first}"
+        edge = f" ({self.rounded} elements rounded the other way)" if self.rounded else ""
         return (
-            f"{self.adapted} adapted tensors equal W + scale * B @ A, {self.moved} of them differ from "
-            f"the base; {self.untouched} other tensors are the base's, byte for byte"
+            f"{self.adapted} adapted tensors equal W + scale * B @ A as PEFT computes it{edge}, {self.moved} "
+            f"of them differ from the base; {self.untouched} other tensors are the base's, byte for byte"
         )
 
 
 def check_merged_weights(base: Path | str, adapter: Path, merged: Path) -> Weights:
     """Compare the merged folder with base and adapter, one tensor at a time.
 
-    Each adapted weight must equal `(W.float() + scale * B @ A).to(dtype)`, every other tensor the base's.
+    An adapted tensor must hold what PEFT computes from base and adapter in float32, rounded once to the
+    base's dtype; every other one must be the base's. LabError when a file is missing, the base is
+    quantised, or PEFT's computation is not defined by base and adapter alone.
     """
+    base = local_folder(base)
+    adapted = _Adapted(base, adapter)
+    old_tensors, new_tensors = _tensors(base), _tensors(merged)
+    if adapted.touches_embeddings():
+        _read_tied_head_from_embedding(base, old_tensors)
+        _read_tied_head_from_embedding(merged, new_tensors)
+    faults = [f"{name} is missing" for name in sorted(old_tensors.keys() - new_tensors.keys())]
+    faults += [f"{name} is not in the base" for name in sorted(new_tensors.keys() - old_tensors.keys())]
+    counts = {"adapted": 0, "moved": 0, "untouched": 0, "rounded": 0}
+    for name in sorted(old_tensors.keys() & new_tensors.keys()):
+        old, new = old_tensors[name].read(), new_tensors[name].read()
+        expected = adapted.values(name, old)
+        fault, rounded = _compare(old, new, expected)
+        if fault:
+            faults.append(f"{name} {fault}")
+        elif expected is None:
+            counts["untouched"] += 1
+        else:
+            counts["adapted"] += 1
+            counts["moved"] += not _same_bytes(old, new)
+            counts["rounded"] += rounded
+    faults += [f"the adapter's {name} is not in the model" for name in adapted.unused()]
+    return Weights(faults=tuple(faults), **counts)
+
+
+def require_merged_files(adapter: Path, merged: Path) -> None:
+    """LabError unless the merged model has the tokenizer, template and end token that were trained with."""
+    from transformers import GenerationConfig
+
+    trained, shipped = _tokenizer(adapter), _tokenizer(merged)
+    faults = []
+    if _hash(trained) != _hash(shipped):
+        faults.append(f"its tokenizer ({_hash(shipped)}) is not the adapter's ({_hash(trained)})")
+    if not shipped.chat_template or shipped.chat_template != trained.chat_template:
+        faults.append("its chat template is not the adapter's")
+    try:
+        ends = GenerationConfig.from_pretrained(merged).eos_token_id
+    except OSError:
+        ends = None
+    if trained.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
+        faults.append(
+            f"generation_config.json ends answers at {ends}, not at {trained.eos_token} "
+            f"({trained.eos_token_id}): they would not stop"
+        )
+    if faults:
+        raise LabError(f"{merged}: {'; '.join(faults)}; merge again, nothing was pushed.")
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise LabError(f"{folder}: its tokenizer does not load ({error}); write it again.") from error
+
+
+def _hash(tokenizer: Any) -> str:
+    """A hash of what turns text into ids; padding and truncation are the last caller's."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token]
+    text = json.dumps([state | {"padding": None, "truncation": None}, special], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _compare(old: Any, new: Any, expected: Any) -> tuple[str, int]:
+    """What is wrong with a merged tensor, "" when nothing; and its elements that rounded the other way."""
     import torch
 
-    deltas = _deltas(adapter)
-    faults: list[str] = []
-    adapted = moved = untouched = 0
-    old_tensors, new_tensors = _tensors(_local(base)), _tensors(merged)
-    for name in sorted(old_tensors.keys() - new_tensors.keys()):
-        faults.append(f"{name} is missing")
-    for name in sorted(new_tensors.keys() - old_tensors.keys()):
-        faults.append(f"{name} is not in the base")
-    for name in sorted(old_tensors.keys() & new_tensors.keys()):
-        old, new = _read(old_tensors[name], name), _read(new_tensors[name], name)
-        delta = deltas.pop(name, None)
-        expected = old if delta is None else (old.float() + delta()).to(new.dtype)
-        if not torch.equal(expected, new):
-            kind = "differs from the base" if delta is None else "is not W + scale * B @ A"
-            faults.append(f"{name} {kind}")
-        elif delta is None:
-            untouched += 1
-        else:
-            adapted += 1
-            moved += not torch.equal(old.to(new.dtype), new)
-    faults += [f"the adapter's {name} is not in the model" for name in sorted(deltas)]
-    return Weights(adapted, moved, untouched, tuple(faults))
+    if new.dtype != old.dtype or new.shape != old.shape:
+        return f"is {_kind(new)}, in the base {_kind(old)}", 0
+    if expected is None:
+        return "" if _same_bytes(old, new) else "differs from the base", 0
+    other = expected.to(new.dtype) != new
+    if not other.any():
+        return "", 0
+    exact, room = expected[other].float(), SLACK * (expected[other].abs() + old[other].abs()).float()
+    low, high = (exact - room).to(new.dtype), (exact + room).to(new.dtype)
+    if bool(torch.all((low <= new[other]) & (new[other] <= high))):
+        return "", int(other.sum())
+    return "is not W + scale * B @ A", 0
 
 
-def _local(model: Path | str) -> Path:
-    """A folder with the model's safetensors: the one given, or the Hub's snapshot."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
+def _kind(tensor: Any) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _tensors(folder: Path) -> dict[str, Path]:
-    """The file that holds each tensor."""
-    from safetensors import safe_open
+def _same_bytes(first: Any, second: Any) -> bool:
+    import torch
 
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
-    if not found:
-        raise LabError(f"{folder} holds no model*.safetensors; run the step that writes it again.")
-    return found
+    return bool(torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8)))
 
 
-def _read(path: Path, name: str) -> Any:
-    from safetensors import safe_open
+class _Adapted:
+    """The adapter on PEFT's own layers: the model's skeleton without storage, one layer filled at a time."""
 
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
+    def __init__(self, base: Path, adapter: Path) -> None:
+        import torch
+        from peft import LoraConfig, LoraModel
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        require_known_kind(adapter)
+        self._left = load_adapter(adapter)
+        config = LoraConfig.from_pretrained(str(adapter))
+        config.init_lora_weights = False  # the values come from the file
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), dtype=torch.float32)
+            self._modules = dict(LoraModel(model, config, "default").model.named_modules())
+
+    def touches_embeddings(self) -> bool:
+        """Whether the adapter changes the input embeddings or the head."""
+        embeddings = (EMBEDDING.removesuffix("weight"), HEAD.removesuffix("weight"))
+        return any(name.startswith(embeddings) for name in self._left)
+
+    def values(self, name: str, old: Any) -> Any:
+        """What the base's tensor `name` becomes, in float32; None when the adapter leaves it alone."""
+        from peft.tuners.lora import LoraLayer
+
+        if name in self._left:
+            return self._left.pop(name).float()
+        module = name.removesuffix(".weight")
+        layer = self._modules.get(module)
+        return self._merged(module, layer, old) if isinstance(layer, LoraLayer) else None
+
+    def unused(self) -> list[str]:
+        """The adapter's tensors that no tensor of the base has taken."""
+        return sorted(self._left)
+
+    def _merged(self, module: str, layer: Any, old: Any) -> Any:
+        """PEFT's own merge of one layer."""
+        import torch
+
+        layer.to_empty(device="cpu")
+        missing, unknown = layer.load_state_dict(dict(self._take(module)), strict=False)
+        wrong = unknown + [name for name in missing if name.startswith("lora_")]
+        if wrong:
+            raise LabError(f"{module}: the adapter's {', '.join(wrong)} are missing or unknown; train again.")
+        layer.get_base_layer().weight.data = old.to(torch.float32, copy=True)
+        layer.merge()
+        weight = layer.get_base_layer().weight.data
+        layer.to("meta")
+        return weight
+
+    def _take(self, module: str) -> Iterator[tuple[str, Any]]:
+        """The layer's tensors under the names they have in it: PEFT's files leave the adapter's name out."""
+        for key in [key for key in self._left if key.startswith(f"{module}.")]:
+            part, _, rest = key.removeprefix(f"{module}.").partition(".")
+            values = self._left.pop(key)
+            if part == "lora_magnitude_vector":
+                yield f"{part}.default.weight", values
+            elif part != "base_layer":  # PEFT's copy of the frozen embeddings
+                yield f"{part}.default.{rest}".rstrip("."), values
 
 
-def _deltas(adapter: Path) -> dict[str, Any]:
-    """For each adapted weight a function that computes scale * B @ A in float32."""
-    path = adapter / "adapter_model.safetensors"
-    if not path.exists():
-        raise LabError(f"{path} is missing; run notebook 03_train of this run first.")
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    if config.get("use_dora") or config.get("modules_to_save") or config.get("rank_pattern"):
-        raise LabError("the merge check knows LoRA and rsLoRA; this adapter is of another kind.")
-    rank = config["r"]
-    scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-    return dict(_pairs(path, scale))
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies."""
+
+    path: Path
+    name: str
+
+    def read(self) -> Any:
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(self.name)
 
 
-def _pairs(path: Path, scale: float) -> Iterator[tuple[str, Any]]:
-    for name in _names(path):
-        if name.endswith(".lora_A.weight"):
-            module = name.removesuffix(".lora_A.weight")
-
-            def delta(module: str = module) -> Any:
-                a = _read(path, f"{module}.lora_A.weight").float()
-                b = _read(path, f"{module}.lora_B.weight").float()
-                return (b @ a) * scale
-
-            yield f"{module.removeprefix(PREFIX)}.weight", delta
+def _tensors(folder: Path) -> dict[str, _Stored]:
+    """Where each tensor of a model lies."""
+    return {
+        tensor.name: _Stored(shard.path, tensor.name)
+        for shard in read_shards(folder)
+        for tensor in shard.tensors
+    }
 
 
-def _names(path: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return sorted(file.keys())
+def _read_tied_head_from_embedding(folder: Path, tensors: dict[str, _Stored]) -> None:
+    config = read_json(folder / "config.json", "write the model again")
+    if config.get("tie_word_embeddings") and EMBEDDING in tensors:
+        tensors.setdefault(HEAD, tensors[EMBEDDING])

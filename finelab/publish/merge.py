@@ -1,0 +1,631 @@
+"""Merge an adapter into the 16-bit base it was trained on: W + scale * B @ A in float32, rounded once.
+
+Shards are read, changed and written in blocks, so memory holds a few megabytes of the model; tensors
+that the adapter leaves alone are copied as bytes. Finished shards survive a kill: the next merge of the
+same inputs goes on from them. The base's hash would take longer than the merge, so "the same" means its
+path, size and time of change; the adapter is small and hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from finelab.errors import LabError
+from finelab.files import fsync, sha256, staged, write_text, writing
+from finelab.machine import require_free_space
+
+PREFIX = "base_model.model."  # what PEFT puts before the base's names
+ADAPTER = "adapter_model.safetensors"
+INDEX = "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+BLOCK = 1 << 18  # elements computed at once: 1 MB in float32 stays in a core's cache
+SPAN = 1 << 25  # elements that a thread takes at once
+_USED = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights"}
+_WITHOUT_EFFECT = {  # on a merge: where the adapter sits and how it was trained; its tensors tell the rest
+    *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "base_model_name_or_path"),
+    *("revision", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "bias"),
+    *("modules_to_save", "lora_dropout", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
+    *("eva_config", "loftq_config"),
+}
+_KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")  # starts that leave the base's weights alone
+_PART = re.compile(
+    r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
+    r"|base_layer\.weight)"
+)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a safetensors file; `begin` counts bytes from the file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+
+    @property
+    def rows(self) -> int:
+        """The first dimension."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def columns(self) -> int:
+        """Elements per row."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes per row."""
+        return self.columns * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A safetensors file of the base, its tensors in the file's order."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Adds scale * b @ a, float32; DoRA then gives each row the length `magnitude`.
+
+    `frozen` is the copy of the base's values that PEFT keeps for embeddings.
+    """
+
+    a: Any
+    b: Any
+    scale: float
+    magnitude: Any = None
+    frozen: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor that is changed."""
+        return self.b.shape[0], self.a.shape[1]
+
+    def apply(self, weight: Any, rows: slice, delta: Any) -> None:
+        """Change `rows` of the tensor, given as `weight` in float32; `delta` is room for as much."""
+        import torch
+
+        if self.frozen is not None and not torch.equal(weight.to(self.frozen.dtype), self.frozen[rows]):
+            raise LabError(
+                "the adapter was trained on another base: its copy of the embeddings differs from the "
+                "base's; merge it into the base that its adapter_config.json names."
+            )
+        torch.mm(self.b[rows], self.a, out=delta)
+        weight.add_(delta.mul_(self.scale))
+        if self.magnitude is not None:
+            weight.mul_((self.magnitude[rows] / weight.norm(dim=1)).unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Puts trained values in place of the base's (`modules_to_save`, `bias`)."""
+
+    values: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor that is changed."""
+        return tuple(self.values.shape)
+
+    def apply(self, weight: Any, rows: slice, delta: Any) -> None:
+        """Change `rows` of the tensor, given as `weight` in float32."""
+        weight.copy_(self.values[rows].view(weight.shape))
+
+
+Change = LowRank | Replacement
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of the merged model: its name, the base's tensor it starts from, what is done to it."""
+
+    name: str
+    source: Tensor
+    change: Change | None
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Spans are written by threads of their own, which torch's would only get in the way of."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_torch_thread()
+def merge(base: Path | str, adapter: Path, folder: Path) -> None:
+    """Write the base (a folder or a Hub id) with the adapter merged in into `folder`, all or nothing.
+
+    The merged model has the base's files, names and dtypes, the adapter folder's tokenizer and chat
+    template, and a config that transformers 4 and 5 read alike. LabError, before anything is written,
+    for a base that is not 16-bit or float32 safetensors, or an adapter that is not LoRA, rsLoRA, DoRA or
+    `modules_to_save`.
+    """
+    base = local_folder(base)
+    if folder.resolve() in (base.resolve(), adapter.resolve()):
+        raise LabError(f"{folder} is the base or the adapter itself; give the merged model its own folder.")
+    config = read_json(base / "config.json", "it is a part of every model: download the base again")
+    shards, changes = read_shards(base), read_changes(adapter)
+    untied = _untie(config, shards, changes)
+    plans = [_pieces(shard, changes, untied) for shard in shards]
+    _require_used(changes, plans, adapter)
+    files = _texts(base, adapter, config, shards, plans, untied)
+    with writing(folder):
+        bench = _workbench(folder, _inputs(base, adapter, shards))
+        _write_shards(shards, plans, bench)
+        with staged(folder) as stage:
+            for shard in shards:
+                (bench / shard.path.name).rename(stage / shard.path.name)
+            for name, text in files.items():
+                write_text(stage / name, text)
+            for name in TOKENIZER_FILES:
+                if (adapter / name).exists():
+                    shutil.copyfile(adapter / name, stage / name)
+        shutil.rmtree(bench)
+
+
+def local_folder(model: Path | str) -> Path:
+    """A folder with the model's safetensors: the one given, or the Hub's snapshot."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json", "LICENSE*"]))
+
+
+def read_json(path: Path, what_to_do: str) -> dict[str, Any]:
+    """A JSON object from a file; LabError with `what_to_do` when it is missing or not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LabError(f"{path} is missing; {what_to_do}.") from error
+    except ValueError as error:
+        raise LabError(f"{path}: not valid JSON ({error}); {what_to_do}.") from error
+    if not isinstance(value, dict):
+        raise LabError(f"{path}: expected a JSON object, got {type(value).__name__}; {what_to_do}.")
+    return value
+
+
+# The base
+
+
+def read_shards(base: Path) -> list[Shard]:
+    """The base's safetensors files; LabError when one is missing, cut short or quantised."""
+    if (base / INDEX).exists():
+        weight_map = read_json(base / INDEX, "download the base again")["weight_map"]
+        names = sorted(set(weight_map.values()))
+    else:
+        names = ["model.safetensors"]
+    for name in names:
+        if not (base / name).exists():
+            raise LabError(f"{base} holds no {name}; expected a model's 16-bit safetensors files.")
+    return [_read_shard(base / name) for name in names]
+
+
+def _read_shard(path: Path) -> Shard:
+    _require_whole(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    metadata = header.pop("__metadata__", {})
+    tensors = tuple(
+        Tensor(name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+    )
+    for tensor in tensors:
+        _require_plain(path, tensor)
+    return Shard(path, metadata, tensors)
+
+
+def _require_whole(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise LabError(f"{path} is not a whole safetensors file ({error}); get it again.") from error
+
+
+def _require_plain(path: Path, tensor: Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        raise LabError(
+            f"{path}: {tensor.name} is {tensor.dtype}: this model is quantised. A merge goes into the "
+            "original 16-bit model, not into its 4-bit copy; give the original as the base."
+        )
+
+
+# The adapter
+
+
+def read_changes(adapter: Path) -> dict[str, Change]:
+    """What the adapter does, by the name of the base's tensor; LabError for what a merge cannot do."""
+    config = require_known_kind(adapter)
+    parts: dict[str, dict[str, Any]] = {}
+    changes: dict[str, Change] = {}
+    for name, tensor in load_adapter(adapter).items():
+        _require_finite(adapter / ADAPTER, name, tensor)
+        if match := _PART.fullmatch(name):
+            parts.setdefault(match[1], {})[match[2]] = tensor
+        elif "lora_" in name or ".token_adapter." in name:
+            raise LabError(f"{adapter / ADAPTER}: the merge does not know {name}; {_OTHER_KIND}.")
+        else:
+            changes[name] = Replacement(tensor)
+    low_rank = {f"{name}.weight": _low_rank(adapter / ADAPTER, name, parts[name], config) for name in parts}
+    return changes | low_rank
+
+
+def load_adapter(adapter: Path) -> dict[str, Any]:
+    """The adapter's tensors by the names of the base, PEFT's prefixes taken off."""
+    from safetensors.torch import load_file
+
+    path = adapter / ADAPTER
+    if not path.exists():
+        raise LabError(f"{path} is missing; {_NO_ADAPTER}.")
+    _require_whole(path)
+    tensors = load_file(path).items()
+    return {key.removeprefix(PREFIX).replace(".base_layer.bias", ".bias"): value for key, value in tensors}
+
+
+_NO_ADAPTER = "run notebook 03_train of this run first"
+_OTHER_KIND = "merge it with PEFT's own merge_and_unload, or train a LoRA, rsLoRA or DoRA adapter"
+
+
+def require_known_kind(adapter: Path) -> dict[str, Any]:
+    """The adapter's config; LabError when base and tensors alone do not say what the adapter computes."""
+    path = adapter / "adapter_config.json"
+    config = read_json(path, _NO_ADAPTER)
+    if config.get("peft_type") != "LORA" or not config.get("r"):
+        raise LabError(f"{path}: peft_type is {config.get('peft_type')!r}, not LORA; {_OTHER_KIND}.")
+    for name, value in config.items():
+        if value and name not in _USED | _WITHOUT_EFFECT:
+            raise LabError(f"{path}: {name} = {value!r}: the merge does not know it; {_OTHER_KIND}.")
+    start = config.get("init_lora_weights", True)
+    if start not in _KEEPS_BASE:
+        raise LabError(
+            f"{path}: init_lora_weights = {start!r} changed the base's weights at the start, so this adapter "
+            "does not fit the original base. Save it as plain LoRA first: PEFT's save_pretrained with "
+            "path_initial_model_for_weight_conversion (there is none for LoftQ: train with True)."
+        )
+    return config
+
+
+def _require_finite(path: Path, key: str, tensor: Any) -> None:
+    import torch
+
+    smallest, largest = torch.aminmax(tensor)
+    if not math.isfinite(smallest) or not math.isfinite(largest):
+        raise LabError(
+            f"{path}: {key} holds NaN or infinity: training diverged; use a smaller learning_rate."
+        )
+
+
+def _low_rank(path: Path, module: str, parts: dict[str, Any], config: dict[str, Any]) -> LowRank:
+    magnitude = parts.get("lora_magnitude_vector")
+    if "lora_embedding_A" in parts and magnitude is None:
+        a, b = parts["lora_embedding_B"].T, parts["lora_embedding_A"].T
+    elif "lora_A.weight" in parts and "lora_B.weight" in parts:
+        a, b = parts["lora_A.weight"], parts["lora_B.weight"]
+    else:
+        raise LabError(f"{path}: {module} has only {', '.join(sorted(parts))}; {_OTHER_KIND}.")
+    rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
+    if a.shape[0] != rank or b.shape[1] != rank or bool(config.get("use_dora")) != (magnitude is not None):
+        raise LabError(f"{path}: {module} is not what adapter_config.json says; save the adapter again.")
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    return LowRank(
+        a=a.float().contiguous(),
+        b=b.float().contiguous(),
+        scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        magnitude=None if magnitude is None else magnitude.float(),
+        frozen=parts.get("base_layer.weight"),
+    )
+
+
+def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of a module's name, as PEFT reads them."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+# What is written
+
+
+def _untie(config: dict[str, Any], shards: list[Shard], changes: dict[str, Change]) -> bool:
+    """Whether the adapter gave tied embeddings two different values; if not, one tensor stays enough.
+
+    A LoRA or `modules_to_save` on only one of the two trains that one: the other keeps the base's values.
+    """
+    if not config.get("tie_word_embeddings"):
+        return False
+    if not _equal(changes.get(EMBEDDING), changes.get(HEAD)):
+        return True
+    if all(tensor.name != HEAD for shard in shards for tensor in shard.tensors):
+        changes.pop(HEAD, None)
+    return False
+
+
+def _equal(first: Change | None, second: Change | None) -> bool:
+    import torch
+
+    if isinstance(first, LowRank) and isinstance(second, LowRank):
+        same = bool(torch.equal(first.a, second.a) and torch.equal(first.b, second.b))
+        return same and first.scale == second.scale and first.magnitude is second.magnitude is None
+    if isinstance(first, Replacement) and isinstance(second, Replacement):
+        return bool(torch.equal(first.values, second.values))
+    return first is second
+
+
+def _pieces(shard: Shard, changes: dict[str, Change], untied: bool) -> list[Piece]:
+    """The merged shard's tensors: the base's, and a head of its own after an embedding untied from it."""
+    pieces = [Piece(tensor.name, tensor, changes.get(tensor.name)) for tensor in shard.tensors]
+    names = {piece.name for piece in pieces}
+    if untied and EMBEDDING in names and HEAD not in names:
+        embedding = next(piece.source for piece in pieces if piece.name == EMBEDDING)
+        pieces.append(Piece(HEAD, embedding, changes.get(HEAD)))
+    return pieces
+
+
+def _require_used(changes: dict[str, Change], plans: list[list[Piece]], adapter: Path) -> None:
+    """LabError when a change has no tensor in the base, or one of another shape."""
+    shapes = {piece.name: piece.source.shape for pieces in plans for piece in pieces}
+    for name, change in changes.items():
+        if shapes.get(name) != change.shape:
+            found = f"is {list(shapes[name])} there" if name in shapes else "is not there"
+            raise LabError(
+                f"{adapter} was trained on another base: it changes {name} of shape {list(change.shape)}, "
+                f"which {found}; merge it into the base that its adapter_config.json names."
+            )
+
+
+def _inputs(base: Path, adapter: Path, shards: list[Shard]) -> str:
+    """A hash that is the same only for the same base and adapter."""
+    facts: list[Any] = [sha256(adapter / ADAPTER), sha256(adapter / "adapter_config.json")]
+    facts.append(sha256(base / "config.json"))
+    for shard in shards:
+        stat = shard.path.stat()
+        facts.append([str(shard.path.resolve()), stat.st_size, stat.st_mtime_ns])
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _workbench(folder: Path, inputs: str) -> Path:
+    """The hidden folder of finished shards, named after the inputs; those of other inputs are removed."""
+    prefix = f".{folder.name}.merge-"
+    bench = folder.with_name(prefix + inputs)
+    bench.mkdir(parents=True, exist_ok=True)
+    for path in folder.parent.iterdir():
+        if path.name.startswith(prefix) and path != bench:
+            shutil.rmtree(path, ignore_errors=True)
+    return bench
+
+
+def _write_shards(shards: list[Shard], plans: list[list[Piece]], bench: Path) -> None:
+    from tqdm import tqdm
+
+    left = [
+        (shard, plan)
+        for shard, plan in zip(shards, plans, strict=True)
+        if not (bench / shard.path.name).exists()
+    ]
+    size = sum(_bytes(plan) for _, plan in left)
+    require_free_space(bench, size + 100_000_000, "the merged model")
+    with tqdm(desc="merge", total=size, unit="B", unit_scale=True, delay=2) as bar:
+        for shard, plan in left:
+            part = bench / f"{shard.path.name}.part"
+            _write_shard(shard, plan, part, bar)
+            fsync(part)
+            part.replace(bench / shard.path.name)
+
+
+def _bytes(plan: list[Piece]) -> int:
+    return sum(piece.source.rows * piece.source.row_bytes for piece in plan)
+
+
+def _write_shard(shard: Shard, plan: list[Piece], path: Path, bar: Any) -> None:
+    """Write one safetensors file, spans of rows by several threads."""
+    header = _header(shard, plan)
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + _bytes(plan))
+    spans: list[tuple[Piece, int, slice]] = []
+    offset = len(header)
+    for piece in plan:
+        rows = _even(slice(0, piece.source.rows), SPAN // piece.source.columns)
+        spans += [(piece, offset, part) for part in rows]
+        offset += piece.source.rows * piece.source.row_bytes
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as threads:
+        for size in threads.map(lambda span: _write_span(shard.path, path, *span), spans):
+            bar.update(size)
+
+
+def _header(shard: Shard, plan: list[Piece]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **shard.metadata}}
+    offset = 0
+    for piece in plan:
+        end = offset + piece.source.rows * piece.source.row_bytes
+        entries[piece.name] = {
+            "dtype": piece.source.dtype,
+            "shape": piece.source.shape,
+            "data_offsets": (offset, end),
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
+    return len(text).to_bytes(8, "little") + text
+
+
+def _even(rows: slice, most: int) -> list[slice]:
+    """`rows` in runs of about equal length, `most` at the most: a short last one is multiplied otherwise."""
+    count = rows.stop - rows.start
+    parts = max(1, -(-count // max(most, 1)))
+    edges = [rows.start + count * part // parts for part in range(parts + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(edges)]
+
+
+def _write_span(source: Path, target: Path, piece: Piece, offset: int, rows: slice) -> int:
+    """Write rows of one tensor, which begins at `offset` in the target; gives the bytes written."""
+    tensor = piece.source
+    with source.open("rb") as read, target.open("rb+") as write:
+        read.seek(tensor.begin + rows.start * tensor.row_bytes)
+        write.seek(offset + rows.start * tensor.row_bytes)
+        if piece.change is None:
+            _copy(read, write, (rows.stop - rows.start) * tensor.row_bytes)
+        else:
+            _merge(read, write, tensor, piece.change, rows)
+    return int(rows.stop - rows.start) * tensor.row_bytes
+
+
+def _copy(read: BinaryIO, write: BinaryIO, size: int) -> None:
+    buffer = memoryview(bytearray(min(size, BLOCK * 4)))
+    while size:
+        block = buffer[:size]
+        _fill(read, block)
+        write.write(block)
+        size -= len(block)
+
+
+def _merge(read: BinaryIO, write: BinaryIO, tensor: Tensor, change: Change, rows: slice) -> None:
+    import torch
+
+    runs = _even(rows, BLOCK // tensor.columns)
+    largest = max(run.stop - run.start for run in runs)
+    stored = torch.empty(largest, tensor.columns, dtype=getattr(torch, DTYPES[tensor.dtype]))
+    weight, delta = torch.empty(2, largest, tensor.columns)
+    data = memoryview(stored.view(torch.uint8).numpy()).cast("B")
+    for run in runs:
+        count = run.stop - run.start
+        block = data[: count * tensor.row_bytes]
+        _fill(read, block)
+        weight[:count].copy_(stored[:count])
+        change.apply(weight[:count], run, delta[:count])
+        stored[:count].copy_(weight[:count])
+        write.write(block)
+
+
+def _fill(read: BinaryIO, block: memoryview) -> None:
+    if read.readinto(block) != len(block):  # type: ignore[attr-defined]
+        raise LabError(f"{read.name} became shorter while it was read; download the base again.")
+
+
+# The files beside the weights
+
+
+def _texts(
+    base: Path,
+    adapter: Path,
+    config: dict[str, Any],
+    shards: list[Shard],
+    plans: list[list[Piece]],
+    untied: bool,
+) -> dict[str, str]:
+    """The merged model's JSON files by name."""
+    tokenizer = read_json(adapter / "tokenizer_config.json", _NO_TOKENIZER)
+    dtype = DTYPES[shards[0].tensors[0].dtype]
+    values = {
+        "config.json": both_transformers(config) | {"dtype": dtype, "torch_dtype": dtype},
+        "generation_config.json": _generation(base, adapter, config, tokenizer),
+        "tokenizer_config.json": _tokenizer_config(tokenizer),
+    }
+    if untied:
+        values["config.json"]["tie_word_embeddings"] = False
+    if len(shards) > 1:
+        values[INDEX] = _index(shards, plans)
+    return {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in values.items()}
+
+
+_NO_TOKENIZER = "the tokenizer that was trained with belongs there; run notebook 03_train of this run first"
+
+
+def both_transformers(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's config with its rope parameters under the keys of transformers 5 and of 4.
+
+    Measured: from a file with only `rope_parameters` 4.57 takes theta 10,000 and no scaling, silently.
+    """
+    rope = {"rope_type": "default", "rope_theta": config.get("rope_theta", 10_000.0)}
+    rope |= config.get("rope_scaling") or {}
+    rope |= config.get("rope_parameters") or {}
+    scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+    return config | {
+        "rope_parameters": rope,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None if rope["rope_type"] == "default" else scaling,
+    }
+
+
+def _generation(
+    base: Path, adapter: Path, config: dict[str, Any], tokenizer: dict[str, Any]
+) -> dict[str, Any]:
+    """The base's generation config; the token that ends an answer in training must end one in use."""
+    path = base / "generation_config.json"
+    values = read_json(path, "download the base again") if path.exists() else {}
+    known = values.get("eos_token_id", config.get("eos_token_id"))
+    ends = known if isinstance(known, list) else [] if known is None else [known]
+    end = _token_id(adapter, tokenizer.get("eos_token"))
+    if end not in ends:
+        ends = [*ends, end]
+    return values | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
+
+
+def _token_id(adapter: Path, token: Any) -> int:
+    """A special token's id, found in the text: parsing a Llama's 17 MB takes as long as half the merge."""
+    content = json.dumps(token["content"] if isinstance(token, dict) else token, ensure_ascii=False)
+    path = adapter / "tokenizer.json"
+    if not path.exists():
+        raise LabError(f"{path} is missing; {_NO_TOKENIZER}.")
+    entry = re.search(
+        rf'"id":\s*(\d+),\s*"content":\s*{re.escape(content)}', path.read_text(encoding="utf-8")
+    )
+    if entry is None:
+        raise LabError(f"{path}: no end token {content} in it; {_NO_TOKENIZER}.")
+    return int(entry[1])
+
+
+def _tokenizer_config(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer's config with what transformers 4 cannot read said in its own words."""
+    values = dict(tokenizer)
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    return values
+
+
+def _index(shards: list[Shard], plans: list[list[Piece]]) -> dict[str, Any]:
+    return {
+        "metadata": {"total_size": sum(map(_bytes, plans))},
+        "weight_map": {
+            piece.name: shard.path.name for shard, plan in zip(shards, plans, strict=True) for piece in plan
+        },
+    }
