@@ -90,20 +90,22 @@ def plan(args: argparse.Namespace) -> Shown:
 def row_counts(chosen: Recipe, run: Run | None) -> tuple[tuple[list[int], list[int]], str]:
     """Length and trained tokens of each row, and where they are from: a run's rows, or an assumption.
 
-    Without `run` it is the run called as the recipe that is looked for. LabError when nothing is known.
+    Without `run` it is the run called as the recipe, if there is one. Rows that were prepared with another
+    [data] section do not count. LabError when nothing is known.
     """
     from finelab.train.cards import finetome
     from finelab.train.plan import assumed_counts, token_counts
 
     longest = chosen.model.max_seq_length
-    found = run or Run(folder_of(chosen.name), chosen)
-    if found.train_data.exists():
+    if run is None and (folder_of(chosen.name) / "recipe.toml").exists():
+        run = named_run(chosen.name)
+    if run and run.train_data.exists() and run.recipe.data == chosen.data:
         from finelab.data import load_split
 
-        counted = zip(*token_counts(load_split(found, "train")), strict=True)
+        counted = zip(*token_counts(load_split(run, "train")), strict=True)
         # --set may cut the rows shorter than they were prepared; the answers are then cut in proportion
         cut = [(min(row, longest), trained * min(row, longest) // row) for row, trained in counted]
-        return ([row for row, _ in cut], [trained for _, trained in cut]), f"rows: those of run {found.name}"
+        return ([row for row, _ in cut], [trained for _, trained in cut]), f"rows: those of run {run.name}"
     known = finetome()
     rows = chosen.data.limit or (known["rows"] if known["source"] in chosen.data.sources[0] else 0)
     if not rows:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rensa import RMinHash  # type: ignore[import-not-found, import-untyped]
+from rensa import RMinHash
 from tqdm import tqdm
 
 from finelab.data.conversation import Message

@@ -62,7 +62,7 @@ def _identifier() -> Any:
 
     Without this limit Chinese in traditional characters is often taken for Cantonese (yue).
     """
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-not-found, import-untyped]
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     identifier.set_languages([code for code in identifier.labels if len(code) == 2 or code == NO_LANGUAGE])

@@ -90,6 +90,13 @@ def test_the_lengths_of_prepared_rows_are_used(lab, runs, preset, named):
     assert "time not known before notebook 03 has timed some micro-batches here" in said
 
 
+def test_rows_prepared_otherwise_are_not_taken_for_these(lab, runs, preset):
+    from finelab.run import create_run
+
+    save_rows(create_run(runs / "smollm2-135m", preset).folder, [50] * 8)
+    assert "rows: 88, as long as FineTome's" in lab("--run", "smollm2-135m", "--set", "data.limit=100")
+
+
 def test_earlier_runs_on_this_machine_give_a_time(lab, runs, preset):
     from finelab import machine
     from finelab.files import write_json
