@@ -107,7 +107,7 @@ def trl(workers: int, path: str) -> dict:
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from finelab.data import control_tokens, open_source, standardize
+    from finelab.data import IGNORE, control_tokens, open_source, standardize
 
     tokenizer = embedded_tokenizer()
     original = tokenizer.chat_template
@@ -118,7 +118,11 @@ def trl(workers: int, path: str) -> dict:
     rows = Dataset.from_dict({"messages": [each.messages for each in found.conversations]})
     model = LlamaForCausalLM(
         LlamaConfig(
-            len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
         )
     )
     config = SFTConfig(
@@ -141,30 +145,29 @@ def trl(workers: int, path: str) -> dict:
 
     SFTTrainer._prepare_dataset = timed
     made = SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer).train_dataset
-    pairs = ((row["input_ids"], row["assistant_masks"]) for row in made)
+    pairs = ((row["input_ids"], [label != IGNORE for label in row["labels"]]) for row in made)
     return {"seconds": sum(seconds), **memory(workers), "digests": digests(pairs)}
 
 
 def ours(workers: int, path: str) -> dict:
     """Our two passes over the same file: from JSON to Arrow files of tokens and labels."""
     from finelab import recipe
-    from finelab.data import IGNORE, ChatTokenizer, open_source, prepare
+    from finelab.data import IGNORE, ChatTokenizer, open_source, pipeline
     from finelab.data.dropped import DroppedRows
 
     tokenizer = embedded_tokenizer()
-    stages = sys.modules[prepare.__module__]
     data = recipe.load_preset("smollm2-135m").data
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder)
         started = time.perf_counter()
         chats = ChatTokenizer(tokenizer, data.date_string, MAX_LENGTH, data.truncation)
         with DroppedRows(stage / "dropped.jsonl") as dropped:
-            table, _ = stages._read(
+            table, _ = pipeline._read(
                 stage / "rows.arrow", [open_source(path)], tokenizer, chats, workers, dropped
             )
-            stages._tokenize(stage, table, range(len(table)), chats, data, workers, dropped)
+            pipeline._tokenize(stage, table, list(range(len(table))), chats, data, workers, dropped)
         seconds = time.perf_counter() - started
-        made = [stages.read_arrow(stage / f"{name}.arrow") for name in ("train", "heldout")]
+        made = [pipeline.read_arrow(stage / f"{name}.arrow") for name in ("train", "heldout")]
         rows = (
             row for table in made for row in table.select(["input_ids", "labels", "truncated"]).to_pylist()
         )

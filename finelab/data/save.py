@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from finelab.data.prepare import Prepared
+from finelab.data.pipeline import Prepared
 from finelab.files import staged
 from finelab.run import Run
 

@@ -47,7 +47,8 @@ WARM_UP = (1, 0, 0.5)  # by size: the largest batch, which shows the memory, the
 GOLDEN = 0.618034  # its multiples, less their whole part, lie evenly between 0 and 1 however many there are
 FEWEST, MOST = 6, 20  # micro-batches that are timed
 DRIFT = 0.10  # the least half-width of a probe's band: one batch again and again for 100 s varied by +-10 %
-CPU_SLOWING = 1.15  # a CPU process slows down while its heap fills with rows of many lengths: 1.1 to 1.25
+FRESH = 24  # micro-batches: having met many lengths, a CPU process slows down (its heap in pieces, we guess)
+CPU_SLOWING = 1.2  # by so much: 1.18 to 1.22 measured on the embedded default; with one length by nothing
 LEDGER_BAND = 0.15  # of a time from earlier runs, whose rows may have been of other lengths
 SAVE_TOTAL_LIMIT = 2  # as notebook 03 saves
 COUNTERS = ("_metrics", "_total_train_tokens")  # what TRL's trainer counts, and reports in its next log
@@ -194,29 +195,23 @@ def assumed_counts(rows: int, max_seq_length: int) -> tuple[list[int], list[int]
 
 @dataclass(frozen=True)
 class Rate:
-    """The seconds of a micro-batch, and half the width of the band around their sum, as a share."""
+    """The seconds of a micro-batch, and half the width of the band around their sum, as a share.
+
+    From the 25th on, a micro-batch takes `slowing` times as long.
+    """
 
     overhead_s: float
     per_token_s: float
     per_square_s: float
     band_share: float
     basis: str
+    slowing: float = 1.0
 
     def seconds(self, batches: Sequence[tuple[int, int]]) -> float:
         """The seconds that these micro-batches, (rows, longest row) each, take together."""
         rows, lengths = np.array(batches, dtype=float).T
         per_batch = self.overhead_s + rows * lengths * (self.per_token_s + lengths * self.per_square_s)
-        return float(per_batch.sum())
-
-    def slowed(self, factor: float, why: str) -> Rate:
-        """The rate with every second taking `factor` as long."""
-        return Rate(
-            self.overhead_s * factor,
-            self.per_token_s * factor,
-            self.per_square_s * factor,
-            self.band_share,
-            f"{self.basis}, x{factor:g} {why}",
-        )
+        return float(per_batch[:FRESH].sum() + self.slowing * per_batch[FRESH:].sum())
 
 
 def fit_rate(timings: Sequence[tuple[int, int, float]]) -> Rate:
@@ -492,7 +487,7 @@ def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
     measured = probe(trainer, schedule.epoch(lengths), lengths)
     rate = fit_rate(measured.timings)
     if profile.device == "cpu":
-        rate = rate.slowed(CPU_SLOWING, "as a CPU process slows down")
+        rate = dataclasses.replace(rate, slowing=CPU_SLOWING)
     plan = make_plan(
         run.recipe,
         profile,

@@ -241,6 +241,12 @@ def test_one_timing_is_enough_for_a_rate():
     assert fit_rate([(2, 50, 4.0)]).seconds([(2, 100)]) == pytest.approx(8.0)
 
 
+def test_a_process_that_slows_down_does_so_after_its_first_batches():
+    rate, settled = Rate(0, 0.01, 0, 0.1, ""), Rate(0, 0.01, 0, 0.1, "", slowing=1.5)
+    assert settled.seconds([(2, 50)] * 24) == pytest.approx(rate.seconds([(2, 50)] * 24))
+    assert settled.seconds([(2, 50)] * 30) == pytest.approx(rate.seconds([(2, 50)] * (24 + 9)))
+
+
 @pytest.mark.parametrize("seconds, text", [(45, "45 s"), (192, "3.2 min"), (31_000, "8.6 h")])
 def test_a_duration_reads_well(seconds, text):
     assert duration(seconds) == text
