@@ -12,12 +12,12 @@ both. `everything` is all of `data.prepare`: also hashes, duplicates, the leakag
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -85,10 +85,38 @@ def measure(name: str, workers: int, path: Path) -> dict:
             "OMP_NUM_THREADS": "1",
         }
         command = [sys.executable, __file__, "--child", name, str(workers), str(path)]
-        told = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    result = {"path": name, "processes": workers, **json.loads(told.splitlines()[-1])}
+        peak, output = 0, Path(cache) / "output"
+        with output.open("w", encoding="utf-8") as file:
+            child = subprocess.Popen(command, env=environment, stdout=file)
+            while child.poll() is None:
+                peak = max(peak, memory(child.pid))
+                time.sleep(0.2)
+        told = output.read_text(encoding="utf-8")
+    if child.returncode:
+        sys.exit(f"{name} with {workers} processes failed")
+    result = {
+        "path": name,
+        "processes": workers,
+        "peak_memory_bytes": peak,
+        **json.loads(told.splitlines()[-1]),
+    }
     print({key: value for key, value in result.items() if key != "digests"}, flush=True)
     return result
+
+
+def memory(pid: int) -> int:
+    """The memory of a process and its workers in bytes, pages that they share counted once (Linux).
+
+    Pages of memory-mapped files are left out: the system takes them back when it needs them.
+    """
+    import psutil
+
+    total = 0
+    with contextlib.suppress(psutil.Error, OSError):
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
+    return total * 1024
 
 
 def embedded_tokenizer() -> Any:
@@ -146,7 +174,7 @@ def trl(workers: int, path: str) -> dict:
     SFTTrainer._prepare_dataset = timed
     made = SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer).train_dataset
     pairs = ((row["input_ids"], [label != IGNORE for label in row["labels"]]) for row in made)
-    return {"seconds": sum(seconds), **memory(workers), "digests": digests(pairs)}
+    return {"seconds": sum(seconds), "digests": digests(pairs)}
 
 
 def ours(workers: int, path: str) -> dict:
@@ -176,7 +204,7 @@ def ours(workers: int, path: str) -> dict:
             for row in rows
             if not row["truncated"]
         )
-        return {"seconds": seconds, **memory(workers), "digests": digests(pairs)}
+        return {"seconds": seconds, "digests": digests(pairs)}
 
 
 def everything(workers: int, path: str) -> dict:
@@ -193,14 +221,7 @@ def everything(workers: int, path: str) -> dict:
         os.environ["FINELAB_CACHE"] = cache
         started = time.perf_counter()
         data.prepare(recipe.override(recipe.load_preset("smollm2-135m"), changes), tokenizer, workers)
-        return {"seconds": time.perf_counter() - started, **memory(workers)}
-
-
-def memory(workers: int) -> dict:
-    """The most that this process and its workers together can have held, in bytes."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if workers > 1 else 0
-    return {"peak_memory_bytes": (own + workers * worker) * 1024}  # Linux counts KiB
+        return {"seconds": time.perf_counter() - started}
 
 
 def digests(pairs: Iterable[tuple[Any, Any]]) -> list[str]:

@@ -1,11 +1,21 @@
 """Stage 4: a merge that is proven, a card from the evidence, a push that is verified."""
 
 from finelab.publish.card import write_card
-from finelab.publish.identity import Link, answer_logits, chain, for_proof, greedy_answers, require_identity
+from finelab.publish.gguf import export_gguf
+from finelab.publish.identity import (
+    Link,
+    answer_logits,
+    chain,
+    for_proof,
+    greedy_answers,
+    link,
+    require_identity,
+)
 from finelab.publish.manifest import Manifest, adapter_for_hub, proven
+from finelab.publish.merge import merge
 from finelab.publish.push import changes, fetch_pushed, hub, record_push
 from finelab.publish.token import check_token, find_tokens, read_token
-from finelab.publish.weights import Weights, check_merged_weights
+from finelab.publish.weights import Weights, check_merged_weights, require_merged_files
 
 __all__ = [
     "Link",
@@ -17,14 +27,18 @@ __all__ = [
     "changes",
     "check_merged_weights",
     "check_token",
+    "export_gguf",
     "fetch_pushed",
     "find_tokens",
     "for_proof",
     "greedy_answers",
     "hub",
+    "link",
+    "merge",
     "proven",
     "read_token",
     "record_push",
     "require_identity",
+    "require_merged_files",
     "write_card",
 ]
