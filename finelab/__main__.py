@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from finelab.commands import chat, doctor, notebooks, run, test
+from finelab.commands import chat, doctor, notebooks, plan, run, test
 from finelab.errors import LabError
 
-COMMANDS = {"run": run, "test": test, "notebooks": notebooks, "chat": chat, "doctor": doctor}
+COMMANDS = {
+    "run": run,
+    "test": test,
+    "notebooks": notebooks,
+    "chat": chat,
+    "plan": plan,
+    "doctor": doctor,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ OUTPUTS = {
     "01_data": ("data",),
     "02_adapter": (),
     "03_train": ("checkpoints", "adapter"),
-    "04_publish": ("merged", "gguf", "pushed", "pushed_copy", "adapter_for_hub"),
+    "04_publish": ("merged", "gguf", "pushed", "adapter_for_hub"),
     "05_chat": (),
 }
 NEEDED_BYTES = 2_000_000_000
