@@ -3,7 +3,7 @@
 from finelab.data.columns import conversation
 from finelab.data.conversation import Conversation
 from finelab.data.gate import checks, require
-from finelab.data.pipeline import Prepared, prepare
+from finelab.data.pipeline import Prepared, example, prepare
 from finelab.data.read import Row, Source, open_source
 from finelab.data.report import left_out, repairs, repairs_of, summary
 from finelab.data.save import load_split, save
@@ -25,6 +25,7 @@ __all__ = [
     "control_pattern",
     "control_tokens",
     "conversation",
+    "example",
     "left_out",
     "load_split",
     "open_source",

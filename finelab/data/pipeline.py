@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ import pyarrow as pa
 
 from finelab.data import duplicates, select, xray
 from finelab.data.columns import CONVERSATION, SPLIT, conversation, to_batch, to_split
+from finelab.data.conversation import Conversation
 from finelab.data.dialects import Unusable
 from finelab.data.dropped import DroppedRows
 from finelab.data.pool import in_order
@@ -77,6 +80,21 @@ def prepare(recipe: Recipe, tokenizer: Any, workers: int = 1) -> Prepared:
             _fill(stage, recipe, sources, tokenizer, workers)
         _forget_old(folder.parent)
     return Prepared(folder, sources)
+
+
+def example(source: Source, control: re.Pattern[str]) -> Conversation:
+    """The first conversation of a source that can be used; LabError with the reasons when none can."""
+    read = 0
+    with DroppedRows(Path(os.devnull)) as dropped:
+        for name, rows in _chunks([source]):
+            found = standardize(rows, control)
+            if found.conversations:
+                return found.conversations[0]
+            read += found.rows_in
+            for row in found.dropped:
+                dropped.add(name, row.number, row.reason)
+        dropped.check(read, 0)
+    raise AssertionError("check() raises when no row is left")
 
 
 def cache_key(recipe: Recipe, sources: Sequence[Source], tokenizer: Any) -> str:

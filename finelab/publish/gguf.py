@@ -217,7 +217,7 @@ def _quantized(values: Any, kind: Any) -> Any:
 
     if kind.name not in ("Q4_K", "Q6_K"):
         return quantize(values, kind)
-    import libgguf  # type: ignore[import-not-found]
+    import libgguf
 
     return libgguf.quantize_rows(values, libgguf.GGMLQuantizationType(kind.value))
 

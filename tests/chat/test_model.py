@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from finelab.chat import ChatModel, first_of_each_source, side_by_side
-from finelab.data import render
+from finelab.data import Conversation, render
+from finelab.data.columns import to_batch
 from finelab.recipe import Chat
 from tests.tiny import with_adapter
 
@@ -75,11 +76,14 @@ def test_a_failure_while_generating_reaches_the_reader(chat):
 
 
 def test_side_by_side_asks_both(chat):
-    rows = [
-        {"source": "a", "messages": [*QUESTION, {"role": "assistant", "content": "Paris."}]},
-        {"source": "a", "messages": [*QUESTION, {"role": "assistant", "content": "no"}]},
-        {"source": "b", "messages": [*QUESTION, {"role": "assistant", "content": "Paris!"}]},
-    ]
+    said = [("a", "Paris."), ("a", "no"), ("b", "Paris!")]
+    rows = to_batch(
+        [
+            Conversation(answer, [*QUESTION, {"role": "assistant", "content": answer}], source, None, 1)
+            for source, answer in said
+        ],
+        "a file",
+    ).to_pylist()
     questions = first_of_each_source(rows, limit=4)
     assert len(questions) == 2
     answers = side_by_side(chat, questions[:1])[0]

@@ -119,7 +119,11 @@ def test_the_evidence_has_the_promised_keys(whole):
     assert [(link["from"], link["to"]) for link in evidence["identity"]] == [
         ("base", "adapter"),
         ("adapter", "merged"),
+        ("merged", "gguf"),
+        ("merged", "pushed copy"),
     ]
+    assert evidence["plan"]["actual"]["steps"] == evidence["plan"]["predicted"]["steps"] == 6
+    assert evidence["plan"]["error"].keys() == evidence["plan"]["actual"].keys()
     assert all(link["passed"] for link in evidence["identity"])
     low, high = evidence["evaluation"]["interval"]
     assert low <= evidence["evaluation"]["difference"] <= high
@@ -146,12 +150,13 @@ def test_the_merged_model_is_plain_transformers_and_stops_by_itself(whole):
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "merged")
     model = AutoModelForCausalLM.from_pretrained(folder / "merged")
-    assert GenerationConfig.from_pretrained(folder / "merged").eos_token_id == tokenizer.eos_token_id == 2
+    ends = GenerationConfig.from_pretrained(folder / "merged").eos_token_id
+    assert tokenizer.eos_token_id == 2 and ends in (2, [2])
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi!"}], add_generation_prompt=True, return_tensors="pt"
     )
     assert model.generate(**prompt, max_new_tokens=3, do_sample=False).shape[1] > 0
-    pushed = next((folder / "pushed" / "local").iterdir())
+    pushed = folder / "pushed" / "local" / "smollm2-135m-instruct-finelab"
     assert sha256(pushed / "model.safetensors") == sha256(folder / "merged" / "model.safetensors")
     assert "Did it work?" in (pushed / "README.md").read_text(encoding="utf-8")
 
@@ -213,8 +218,8 @@ SHAREGPT = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("empty.jsonl", "", "no rows in it"),
-        ("columns.jsonl", '{"text": "hello"}\n' * 20, "no column conversations or messages"),
+        ("empty.jsonl", "", "is empty"),
+        ("columns.jsonl", '{"text": "hello"}\n' * 20, "no conversation column"),
         (
             "questions.jsonl",
             '{"conversations": [{"from": "human", "value": "q"}]}\n' * 20,
@@ -251,8 +256,8 @@ def test_a_users_file_is_read_as_far_as_it_is_whole(lab, tmp_path):
     lab.kill_when(notebook, "--run", "mine", "--data", str(path), "--set", "data.limit=20")
     data = json.loads((lab.runs / "mine" / "evidence.json").read_text(encoding="utf-8"))["data"]
     assert (data["rows_in"], data["rows_kept"]) == (39, 20)
-    assert "breaks off in row 40" in data["broken"]
-    assert "breaks off in row 40" in notebook.read_text(encoding="utf-8")
+    assert "in row 40" in data["broken"][0]
+    assert "in row 40" in notebook.read_text(encoding="utf-8")
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_stays_usable(tmp_path):

@@ -283,13 +283,15 @@ def slept(monkeypatch):
     [
         ({}, 2),
         ({"Retry-After": "7"}, 8),
-        ({"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=600))}, 600),
+        ({"Retry-After": "a date"}, 600),
         ({"Retry-After": "soon"}, 2),
         ({"ratelimit": '"api";r=0;t=55'}, 56),
         ({"ratelimit": '"api";r=9;t=55'}, 2),
     ],
 )
 def test_the_wait_that_the_hub_asks_for_is_kept(server, run, slept, capsys, headers, wait_s):
+    if wait_s == 600:
+        headers = {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=600))}
     server.fail("/api/whoami-v2", status=429, headers=headers)
     assert hub(run, server.token("alice")).whoami()["name"] == "alice"
     assert slept == [pytest.approx(wait_s, abs=30 if wait_s == 600 else 0)]
