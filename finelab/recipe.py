@@ -17,6 +17,8 @@ from finelab.errors import LabError
 PRESETS = Path(__file__).parent / "recipes"
 DUPLICATES = ("keep", "exact", "near")
 TRUNCATION = ("drop", "cut_turn", "cut")
+SAMPLING = ("random", "group_by_length", "sequential")
+REPORT_TO = ("none", "trackio", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,12 @@ class Lora:
 
 @dataclass(frozen=True)
 class Training:
-    """What `SFTConfig` takes; `max_steps = -1` means whole epochs."""
+    """What `SFTConfig` takes, and what watches over the run; `max_steps = -1` means whole epochs.
+
+    `eval_steps = 0`: the held-out loss is measured before and after only. `early_stopping_patience` counts
+    such measurements without a new best one; 0 never stops early. `tune` measures which batches are fastest
+    here before the run, at the same effective batch. `fast_cpu_step` replaces PyTorch's autograd on a CPU.
+    """
 
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
@@ -85,6 +92,15 @@ class Training:
     save_steps: int
     logging_steps: int = 1
     max_steps: int = -1
+    train_sampling_strategy: str = "random"
+    packing: bool = False
+    eval_steps: int = 0
+    early_stopping_patience: int = 0
+    report_to: str = "none"
+    session_hours: float | None = None
+    max_first_loss: float = 3.0
+    tune: bool = True
+    fast_cpu_step: bool = True
 
 
 @dataclass(frozen=True)
@@ -277,6 +293,22 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
         "training.max_steps must be -1 (whole epochs) or at least 1": (
             training.max_steps == -1 or training.max_steps >= 1
         ),
+        f"training.train_sampling_strategy must be one of {', '.join(SAMPLING)}": (
+            training.train_sampling_strategy in SAMPLING
+        ),
+        "training.eval_steps must be 0 (before and after only) or more": training.eval_steps >= 0,
+        "training.early_stopping_patience must be 0 (off) or more": training.early_stopping_patience >= 0,
+        "training.early_stopping_patience needs training.eval_steps": (
+            not training.early_stopping_patience or training.eval_steps > 0
+        ),
+        "training.early_stopping_patience needs training.save_steps to be a multiple of training.eval_steps": (
+            not training.early_stopping_patience or training.save_steps % max(training.eval_steps, 1) == 0
+        ),
+        f"training.report_to must be one of {', '.join(REPORT_TO)}": training.report_to in REPORT_TO,
+        "training.session_hours must be above 0": (
+            training.session_hours is None or training.session_hours > 0
+        ),
+        "training.max_first_loss must be above 0": training.max_first_loss > 0,
         "chat.max_new_tokens must be at least 1": recipe.chat.max_new_tokens >= 1,
     }
     for rule, holds in rules.items():

@@ -24,7 +24,7 @@ from finelab import machine
 from finelab.data.xray import IGNORE, packed_rows
 from finelab.errors import LabError
 from finelab.machine import Profile
-from finelab.recipe import Recipe
+from finelab.recipe import SAMPLING, Recipe
 from finelab.run import Run
 from finelab.train import cards, ledger
 from finelab.train.memory import (
@@ -42,7 +42,6 @@ from finelab.train.memory import (
     shape_of,
 )
 
-STRATEGIES = ("random", "group_by_length", "sequential")
 WARM_UP = (1, 0, 0.5)  # by size: the largest batch, which shows the memory, the smallest, a middle one
 GOLDEN = 0.618034  # its multiples, less their whole part, lie evenly between 0 and 1 however many there are
 FEWEST, MOST = 6, 20  # micro-batches that are timed
@@ -128,7 +127,7 @@ def _order(lengths: Sequence[int], group: int, seed: int, strategy: str, epoch: 
         generator.manual_seed(seed + epoch)
         return [int(i) for i in torch.randperm(len(lengths), generator=generator)]
     if strategy != "group_by_length":
-        raise LabError(f"no sampling strategy {strategy!r}; there are: {', '.join(STRATEGIES)}.")
+        raise LabError(f"no sampling strategy {strategy!r}; there are: {', '.join(SAMPLING)}.")
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
     generator.manual_seed(seed)
@@ -532,6 +531,7 @@ def schedule_of(recipe: Recipe) -> Schedule:
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps,
         seed=training.seed,
+        train_sampling_strategy=training.train_sampling_strategy,
     )
 
 
