@@ -122,6 +122,7 @@ def decide(hardware: Hardware, recipe: Recipe, overrides: str = "") -> Profile:
     settle("merge_dtype", *_merge_dtype(hardware, decisions["dtype"].value))
     settle("load_in_4bit", *_load_in_4bit(hardware, recipe))
     settle("use_gradient_checkpointing", *_checkpointing(hardware, recipe))
+    settle("fast_cpu_step", *_fast_cpu_step(hardware, recipe))
     settle("dataset_num_proc", *_workers(hardware))
     settle("dataloader_num_workers", 0, "the rows are tokenised beforehand")
     if forced:
@@ -232,6 +233,14 @@ def _checkpointing(hardware: Hardware, recipe: Recipe) -> tuple[str | bool, str]
     if recipe.lora.use_gradient_checkpointing and hardware.device != "cuda":
         return False, "memory is no limit here, recomputing costs 1.4x the time"
     return recipe.lora.use_gradient_checkpointing, "as the recipe says"
+
+
+def _fast_cpu_step(hardware: Hardware, recipe: Recipe) -> tuple[bool, str]:
+    if hardware.device != "cpu":
+        return False, "Unsloth's kernels are faster on a card"
+    if not recipe.training.fast_cpu_step:
+        return False, "as the recipe says"
+    return True, "twice as fast as PyTorch's autograd, where the model allows it"
 
 
 def _workers(hardware: Hardware) -> tuple[int, str]:

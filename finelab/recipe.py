@@ -301,7 +301,7 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
         "training.early_stopping_patience needs training.eval_steps": (
             not training.early_stopping_patience or training.eval_steps > 0
         ),
-        "training.early_stopping_patience needs training.save_steps to be a multiple of training.eval_steps": (
+        "training.early_stopping_patience needs save_steps to be a multiple of eval_steps": (
             not training.early_stopping_patience or training.save_steps % max(training.eval_steps, 1) == 0
         ),
         f"training.report_to must be one of {', '.join(REPORT_TO)}": training.report_to in REPORT_TO,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from finelab.files import writing
 from finelab.machine import require_free_space
 from finelab.recipe import Recipe
 from finelab.run import NOTEBOOKS, RUNS, Run, create_run, default_recipe, open_run
+from finelab.train.session import ACCEPT_VARIABLE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,12 +56,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="change the recipe, for example data.limit=200 (may be repeated)",
     )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on training although data, recipe or versions changed since the checkpoint",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Run what is left of a run, and end with the table of what came out."""
     first = stage_called(args.from_stage) if args.from_stage else None
     run = prepare(args)
+    if args.accept_changes:
+        os.environ[ACCEPT_VARIABLE] = "1"
     with alone(run):
         if first:
             set_aside(run, stages_from(first), outputs=True)

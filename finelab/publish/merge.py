@@ -41,6 +41,7 @@ TOKENIZER_FILES = (
 )
 BLOCK = 1 << 18  # elements computed at once: 1 MB in float32 stays in a core's cache
 SPAN = 1 << 25  # elements that a thread takes at once
+SYNC = 1 << 28  # bytes after which what is written is forced to the disk
 _USED = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights"}
 _WITHOUT_EFFECT = {  # on a merge: where the adapter sits and how it was trained; its tensors tell the rest
     *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "base_model_name_or_path"),
@@ -468,9 +469,14 @@ def _write_shard(shard: Shard, plan: list[Piece], path: Path, bar: Any) -> None:
         rows = _even(slice(0, piece.source.rows), SPAN // piece.source.columns)
         spans += [(piece, offset, part) for part in rows]
         offset += piece.source.rows * piece.source.row_bytes
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as threads:
+    unsynced = 0
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as threads, ThreadPoolExecutor(1) as syncer:
         for size in threads.map(lambda span: _write_span(shard.path, path, *span), spans):
             bar.update(size)
+            unsynced += size
+            if unsynced >= SYNC:  # the disk writes while the processor merges
+                syncer.submit(fsync, path)
+                unsynced = 0
 
 
 def _reserve(file: BinaryIO, size: int) -> None:

@@ -8,6 +8,7 @@ from finelab.show.figures import (
     identity_bars,
     loss_curve,
     paired_bars,
+    png,
     save,
 )
 from finelab.show.header import header
@@ -23,6 +24,7 @@ __all__ = [
     "identity_bars",
     "loss_curve",
     "paired_bars",
+    "png",
     "row_html",
     "save",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from finelab.files import writing
+from finelab.show.live import in_notebook
 
 BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#9aa3ad"
 WIDTH = 9.0  # inches
+POINTS = 1000  # of a curve are drawn: more cannot be told apart, and 12,500 take 50 ms longer
 
 
 def save(figure: Any, path: Path, line: str) -> None:
@@ -20,7 +22,7 @@ def save(figure: Any, path: Path, line: str) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
-    if "ipykernel" in sys.modules:
+    if in_notebook():
         from IPython.display import Image, display
 
         display(Image(filename=str(path)))
@@ -58,17 +60,51 @@ def paired_bars(
     return figure
 
 
-def loss_curve(steps: Sequence[int], losses: Sequence[float], learning_rates: Sequence[float]) -> Any:
-    """Training loss by step, raw and smoothed, with the learning rate behind it."""
-    figure, axes = _axes("training loss", "optimizer step", "loss (nats per trained token)")
-    axes.plot(steps, losses, color=BLUE, alpha=0.35, linewidth=1, label="loss")
-    axes.plot(steps, _smoothed(losses), color=BLUE, linewidth=2, label="smoothed")
-    rate = axes.twinx()
-    rate.plot(steps, learning_rates, color=ORANGE, linewidth=1, linestyle="--")
-    rate.set_ylabel("learning rate (dashed)", color=ORANGE)
-    rate.spines["top"].set_visible(False)
-    axes.legend(frameon=False)
+def loss_curve(
+    steps: Sequence[int],
+    losses: Sequence[float],
+    learning_rates: Sequence[float],
+    tokens_per_s: Sequence[float] = (),
+    heldout_steps: Sequence[int] = (),
+    heldout_losses: Sequence[float] = (),
+    *,
+    resumes: Sequence[int] = (),
+    title: str = "training",
+) -> Any:
+    """A run's curves: the loss raw, smoothed and held out, the learning rate, the tokens per second.
+
+    The first four lists have one item for each log, the held-out ones one for each evaluation; a dotted line
+    marks each step in `resumes`, where the run was resumed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 5.0))
+    grid = figure.add_gridspec(2, 2, height_ratios=(2.4, 1), hspace=0.28, wspace=0.22)
+    axes = figure.add_subplot(grid[0, :])
+    every = len(steps) // POINTS + 1
+    shown = steps[::every]
+    axes.plot(shown, losses[::every], color=BLUE, alpha=0.35, linewidth=1, label="loss")
+    axes.plot(shown, _smoothed(losses)[::every], color=BLUE, linewidth=2, label="smoothed")
+    if heldout_steps:
+        axes.plot(heldout_steps, heldout_losses, "o-", color=ORANGE, markersize=4, label="held out")
+    rate, speed = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
+    rate.plot(shown, learning_rates[::every], color=BLUE, linewidth=1.5)
+    speed.plot(shown[: len(tokens_per_s)], tokens_per_s[::every], color=BLUE, linewidth=1)
+    _dress(axes, title, "", "loss (nats per trained token)")
+    _dress(rate, "", "optimizer step", "learning rate")
+    _dress(speed, "", "optimizer step", "tokens/s")
+    rate.ticklabel_format(axis="y", scilimits=(0, 0))
+    speed.set_ylim(bottom=0)
+    _mark(axes, rate, speed, resumes=resumes)
+    axes.legend(frameon=False, loc="upper right")
     return figure
+
+
+def png(figure: Any) -> bytes:
+    """The figure as a PNG, quickly: no second drawing to find its tight outline."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=80, facecolor="white")
+        return file.getvalue()
 
 
 def identity_bars(links: Sequence[dict[str, Any]]) -> Any:
@@ -115,12 +151,25 @@ def _axes(title: str, xlabel: str, ylabel: str, height: float = 3.2) -> tuple[An
 
     figure = Figure(figsize=(7.5, height))
     axes = figure.subplots()
+    _dress(axes, title, xlabel, ylabel)
+    return figure, axes
+
+
+def _dress(axes: Any, title: str, xlabel: str, ylabel: str) -> None:
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    return figure, axes
+
+
+def _mark(*panels: Any, resumes: Sequence[int]) -> None:
+    """A dotted line in each panel at each step where the run was resumed, named once."""
+    for axes in panels:
+        for step in resumes:
+            axes.axvline(step, color=GREY, linewidth=1, linestyle=":", label="_")
+    if resumes:
+        panels[0].lines[-1].set_label("resumed")
 
 
 def _smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:

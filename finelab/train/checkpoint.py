@@ -1,68 +1,173 @@
 """Checkpoints that can be trusted: one counts only when its manifest, written last, matches its files.
 
 transformers writes a checkpoint file by file into its final folder and takes the highest number on
-resume, whole or not; after a kill that is a crash, or a fresh optimizer without a word.
+resume, whole or not; after a kill that is a crash, or a fresh optimizer without a word. Its Trainer cannot
+be told to write elsewhere and rename (the same folder is where it looks for the best checkpoint and for old
+ones to delete), so the manifest does what the rename would: without it, a folder does not count.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import hashlib
+import importlib.metadata
 import json
+import os
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from finelab.files import fsync, sha256, write_json
+from finelab.errors import LabError
+from finelab.files import fsync, sha256, write_json, writing
+from finelab.machine import versions
+from finelab.run import Run
 
 MANIFEST = "finelab-manifest.json"
-REQUIRED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+REQUIRED = (
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+)
+SECTIONS = ("model", "data", "lora", "training")
+NO_EFFECT = {  # recipe fields that may change between two sittings: the weights stay the same
+    *("session_hours", "report_to", "tune", "max_first_loss", "eval_steps", "logging_steps", "save_steps"),
+    *("max_dropped_share", "max_truncated_share", "min_trained_share", "max_leaked_share"),
+}
+DTYPES = ("device", "dtype", "load_in_4bit")
+PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "accelerate")
+NO_MEMORY = re.compile(r"MemoryError|out of memory|can't allocate memory", re.IGNORECASE)
+# torch hides the system's reason behind its own two words for a short write; a full disk is the usual one
+SHORT_WRITE = re.compile(r"PytorchStreamWriter failed writing|unexpected pos \d+")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: its folder, its step, and the seconds of training that led to it."""
+    """A whole checkpoint: folder, step, the seconds of training behind it, and what it was sealed with."""
 
     folder: Path
     step: int
     elapsed_s: float
+    fingerprint: dict[str, Any]
+    certificate: dict[str, Any]
 
 
-def seal(folder: Path, elapsed_s: float) -> None:
+def seal(folder: Path, elapsed_s: float, fingerprint: dict[str, Any], certificate: dict[str, Any]) -> None:
     """Force a checkpoint's files to the disk, then write the manifest that makes it count."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
     for path in files:
         fsync(path)
-    write_json(
-        folder / MANIFEST,
-        {"elapsed_s": elapsed_s, "sha256": {path.name: sha256(path) for path in files}},
-    )
+    content = {
+        "elapsed_s": elapsed_s,
+        "fingerprint": fingerprint,
+        "certificate": certificate,
+        "sha256": {path.name: sha256(path) for path in files},
+    }
+    write_json(folder / MANIFEST, {**content, "content_sha256": _content_sha256(content)})
+    for entries in (folder, folder.parent):
+        _fsync_folder(entries)
 
 
 def newest_whole(checkpoints: Path) -> Checkpoint | None:
     """The newest whole checkpoint; a newer broken one is set aside under another name and named."""
     found = [(int(m[1]), path) for path in checkpoints.glob("*") if (m := _NAME.fullmatch(path.name))]
-    for step, folder in sorted(found, reverse=True):
-        elapsed_s, fault = _inspect(folder)
-        if fault is None:
-            return Checkpoint(folder, step, elapsed_s)
+    for _, folder in sorted(found, reverse=True):
+        read = inspect(folder)
+        if isinstance(read, Checkpoint):
+            return read
         aside = folder.with_name(f"broken-{folder.name}-{uuid.uuid4().hex[:6]}")
         folder.rename(aside)
-        print(f"{folder.name} is not whole ({fault}); set aside as {aside.name}.")
+        print(f"{folder.name} is not whole ({read}); set aside as {aside.name}.")
     return None
 
 
-def _inspect(folder: Path) -> tuple[float, str | None]:
-    """The seconds in the manifest, and what is wrong with the checkpoint, if anything."""
+def inspect(folder: Path) -> Checkpoint | str:
+    """The checkpoint in `folder` when it is whole, else what is wrong with it."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        hashes, elapsed_s = manifest["sha256"], float(manifest["elapsed_s"])
-    except (OSError, ValueError, KeyError):
-        return 0.0, "it was interrupted while being written"
+        sealed = manifest.pop("content_sha256")
+        if sealed != _content_sha256(manifest):
+            return "its manifest was changed"
+        hashes = manifest.pop("sha256")
+        checkpoint = Checkpoint(folder, int(folder.name.rpartition("-")[2]), **manifest)
+    except FileNotFoundError:
+        return "it was interrupted while being written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its manifest cannot be read"
     for name in (*REQUIRED, *hashes):
         path = folder / name
         if name not in hashes or not path.exists():
-            return elapsed_s, f"{name} is missing"
+            return f"{name} is missing"
         if sha256(path) != hashes[name]:
-            return elapsed_s, f"{name} was changed"
-    return elapsed_s, None
+            return f"{name} was changed"
+    return checkpoint
+
+
+def fingerprint(run: Run, trainer: Any) -> dict[str, Any]:
+    """All that decides the weights, flat: data, recipe, the trainer's own arguments, dtypes, versions."""
+    evidence = run.evidence()
+    found: dict[str, Any] = {"data.sha256": evidence.get("data", {}).get("sha256")}
+    for section in SECTIONS:
+        for key, value in dataclasses.asdict(getattr(run.recipe, section)).items():
+            if key not in NO_EFFECT:
+                found[f"{section}.{key}"] = value
+                if section == "training":  # a changed cell counts, and what the tuner chose
+                    found[f"training.{key}"] = getattr(trainer.args, key, value)
+    profile = evidence.get("machine", {}).get("profile", {})
+    found |= {f"machine.{name}": profile.get(name) for name in DTYPES}
+    installed = versions() | {"accelerate": importlib.metadata.version("accelerate")}
+    found |= {f"versions.{name}": installed.get(name) for name in PACKAGES}
+    return dict(json.loads(json.dumps(found)))  # as a manifest gives it back: no tuple, no enum
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """In what two fingerprints differ, as `name: old -> new`."""
+    names = [*old, *(name for name in new if name not in old)]
+    return [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)
+    ]
+
+
+@contextmanager
+def clear_errors(checkpoints: Path, batch_size: int) -> Iterator[None]:
+    """Turn a full disk, a read-only folder and a lack of memory while training into a LabError."""
+    with writing(checkpoints):
+        try:
+            yield
+        except LabError:
+            raise
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            if NO_MEMORY.search(text):
+                raise LabError(
+                    f"not enough memory for batches of {batch_size}: close other programs, or set "
+                    "training.per_device_train_batch_size lower and training.gradient_accumulation_steps "
+                    "higher under another run name; the checkpoints are kept."
+                ) from error
+            if number := re.search(r"\(os error (\d+)\)", text):  # safetensors' words for an OSError
+                raise OSError(int(number[1]), text, None, int(number[1])) from error
+            if SHORT_WRITE.search(text):
+                raise OSError(errno.ENOSPC, text) from error
+            raise
+
+
+def _content_sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk, on systems that let a folder be opened."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,14 +6,10 @@ of them, or from a card's measured speed; memory and disk from `memory.py`.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
 import datetime
 import math
-import random
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
@@ -27,6 +23,7 @@ from finelab.machine import Profile
 from finelab.recipe import SAMPLING, Recipe
 from finelab.run import Run
 from finelab.train import cards, ledger
+from finelab.train.batches import Batch, batch_of, flattens, row_squares
 from finelab.train.memory import (
     ModelShape,
     Setting,
@@ -41,16 +38,13 @@ from finelab.train.memory import (
     shape_memory,
     shape_of,
 )
+from finelab.train.probe import Probe, probe
 
-WARM_UP = (1, 0, 0.5)  # by size: the largest batch, which shows the memory, the smallest, a middle one
-GOLDEN = 0.618034  # its multiples, less their whole part, lie evenly between 0 and 1 however many there are
-FEWEST, MOST = 6, 20  # micro-batches that are timed
 DRIFT = 0.10  # the least half-width of a probe's band: one batch again and again for 100 s varied by +-10 %
 FRESH = 24  # micro-batches: having met many lengths, a CPU process slows down (its heap in pieces, we guess)
 CPU_SLOWING = 1.2  # by so much: 1.18 to 1.22 measured on the embedded default; with one length by nothing
 LEDGER_BAND = 0.15  # of a time from earlier runs, whose rows may have been of other lengths
 SAVE_TOTAL_LIMIT = 2  # as notebook 03 saves
-COUNTERS = ("_metrics", "_total_train_tokens")  # what TRL's trainer counts, and reports in its next log
 
 
 # Batches
@@ -66,6 +60,7 @@ class Schedule:
     max_steps: int
     seed: int
     train_sampling_strategy: str = "random"
+    padding_free: bool = False
 
     def epoch(self, lengths: Sequence[int], epoch: int = 0) -> list[list[int]]:
         """The row numbers of each micro-batch of an epoch."""
@@ -81,22 +76,29 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Workload:
-    """Everything a run computes: `batches` are (rows, longest row) of each micro-batch, in tokens."""
+    """Everything a run computes; `longest` is its longest row in tokens."""
 
     steps: int
-    batches: list[tuple[int, int]]
+    batches: list[Batch]
+    longest: int
     tokens: int
     trained_tokens: int
 
     @property
     def padded_tokens(self) -> int:
-        """Positions computed: every row of a micro-batch is as long as its longest."""
-        return sum(rows * length for rows, length in self.batches)
+        """Positions computed; where there is padding, a row is as long as the longest of its micro-batch."""
+        return sum(batch.positions for batch in self.batches)
 
     @property
     def largest(self) -> tuple[int, int]:
-        """The micro-batch with the most positions, which decides the memory."""
-        return max(self.batches, key=lambda batch: batch[0] * batch[1])
+        """Rows and their mean length in the micro-batch with the most positions, which decides the memory."""
+        batch = max(self.batches, key=lambda batch: batch.positions)
+        return batch.rows, math.ceil(batch.positions / batch.rows)
+
+    @property
+    def shapes(self) -> int:
+        """How many unlike micro-batches there are."""
+        return len({batch[:2] for batch in self.batches})
 
 
 def epoch_batches(
@@ -109,8 +111,7 @@ def epoch_batches(
 ) -> list[list[int]]:
     """The row numbers of each micro-batch of an epoch, as transformers' Trainer draws them.
 
-    Exact for one device. With `group_by_length` a later epoch is exact only while nothing else draws from
-    torch's generator, that is, without dropout.
+    Exact for one device; the session seeds the sampler of `group_by_length` anew for each epoch.
     """
     size = per_device_train_batch_size
     order = _order(lengths, size * gradient_accumulation_steps, seed, strategy, epoch)
@@ -120,21 +121,16 @@ def epoch_batches(
 def _order(lengths: Sequence[int], group: int, seed: int, strategy: str, epoch: int) -> list[int]:
     import torch
 
-    generator = torch.Generator()
     if strategy == "sequential":
         return list(range(len(lengths)))
+    generator = torch.Generator().manual_seed(seed + epoch)
     if strategy == "random":  # accelerate's SeedableRandomSampler
-        generator.manual_seed(seed + epoch)
         return [int(i) for i in torch.randperm(len(lengths), generator=generator)]
     if strategy != "group_by_length":
         raise LabError(f"no sampling strategy {strategy!r}; there are: {', '.join(SAMPLING)}.")
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
-    generator.manual_seed(seed)
-    for _ in range(epoch + 1):
-        torch.empty((), dtype=torch.int64).random_(generator=generator)  # the data loader's own seed
-        order: list[int] = get_length_grouped_indices(list(lengths), group, generator=generator)
-    return order
+    return list(get_length_grouped_indices(list(lengths), group, generator=generator))
 
 
 def packed_lengths(lengths: Sequence[int], max_length: int) -> list[int]:
@@ -144,8 +140,17 @@ def packed_lengths(lengths: Sequence[int], max_length: int) -> list[int]:
     return [full + 1] * more + [full] * (rows - more)
 
 
-def workload(lengths: Sequence[int], trained: Sequence[int], schedule: Schedule) -> Workload:
-    """What a whole run computes; `trained` counts each row's tokens with a label."""
+def workload(
+    lengths: Sequence[int],
+    trained: Sequence[int],
+    schedule: Schedule,
+    squares: Sequence[int] | None = None,
+) -> Workload:
+    """What a whole run computes; `trained` counts each row's tokens with a label.
+
+    `squares` is the sum of the squared lengths of each row's documents, where rows are packed.
+    """
+    squares = squares or [length**2 for length in lengths]
     accumulation = schedule.gradient_accumulation_steps
     micro_batches = math.ceil(len(lengths) / schedule.per_device_train_batch_size)
     per_epoch = math.ceil(micro_batches / accumulation)  # the last group may be short
@@ -156,11 +161,16 @@ def workload(lengths: Sequence[int], trained: Sequence[int], schedule: Schedule)
     for epoch in range(math.ceil(steps / per_epoch)):
         left = steps - epoch * per_epoch
         batches += schedule.epoch(lengths, epoch)[: left * accumulation]
+    met = [i for rows in batches for i in rows]
     return Workload(
         steps=steps,
-        batches=[(len(rows), max(lengths[i] for i in rows)) for rows in batches],
-        tokens=sum(lengths[i] for rows in batches for i in rows),
-        trained_tokens=sum(trained[i] for rows in batches for i in rows),
+        batches=[
+            batch_of([lengths[i] for i in rows], [squares[i] for i in rows], schedule.padding_free)
+            for rows in batches
+        ],
+        longest=max(lengths[i] for i in met),
+        tokens=sum(lengths[i] for i in met),
+        trained_tokens=sum(trained[i] for i in met),
     )
 
 
@@ -206,24 +216,25 @@ class Rate:
     basis: str
     slowing: float = 1.0
 
-    def seconds(self, batches: Sequence[tuple[int, int]]) -> float:
-        """The seconds that these micro-batches, (rows, longest row) each, take together."""
-        rows, lengths = np.array(batches, dtype=float).T
-        per_batch = self.overhead_s + rows * lengths * (self.per_token_s + lengths * self.per_square_s)
+    def seconds(self, batches: Sequence[Batch]) -> float:
+        """The seconds that these micro-batches take together."""
+        _, positions, squares = np.array(batches, dtype=float).T
+        per_batch = self.overhead_s + self.per_token_s * positions + self.per_square_s * squares
         return float(per_batch[:FRESH].sum() + self.slowing * per_batch[FRESH:].sum())
 
 
-def fit_rate(timings: Sequence[tuple[int, int, float]]) -> Rate:
-    """Fit seconds = overhead + a x padded tokens + b x rows x length^2 to (rows, length, seconds).
+def fit_rate(timings: Sequence[tuple[Batch, float]]) -> Rate:
+    """Fit seconds = overhead + a x positions + b x squared lengths to micro-batches and their seconds.
 
     Least squares of the relative errors, no term below zero. The band is two standard errors of the mean
     residual, but at least DRIFT.
     """
-    rows, lengths, seconds = np.array(timings, dtype=float).T
-    terms = np.stack([np.ones_like(rows), rows * lengths, rows * lengths**2], axis=1) / seconds[:, None]
+    seconds = np.array([each for _, each in timings])
+    _, positions, squares = np.array([batch for batch, _ in timings], dtype=float).T
+    terms = np.stack([np.ones_like(seconds), positions, squares], axis=1) / seconds[:, None]
     best, residuals = np.zeros(3), np.ones_like(seconds)
     for chosen in ([1], [0, 1], [1, 2], [0, 1, 2]):
-        if len(chosen) > len({(row, length) for row, length, _ in timings}):
+        if len(chosen) > len({batch for batch, _ in timings}):
             continue
         found = np.zeros(3)
         found[chosen] = np.linalg.lstsq(terms[:, chosen], np.ones_like(seconds), rcond=None)[0]
@@ -241,80 +252,6 @@ def card_rate(card: cards.Card, shape: ModelShape, setting: Setting) -> tuple[Ra
     """The rate of a card that is not here, and whether it is one at best."""
     found = cards.card_rate(card, flops_per_token(shape, setting))
     return Rate(0, found.seconds_per_token, 0, found.band_share, found.basis), found.at_best
-
-
-# Probe
-
-
-@dataclass(frozen=True)
-class Probe:
-    """(rows, length, seconds) of each timed micro-batch, and the peak memory after `shapes` unlike ones."""
-
-    timings: list[tuple[int, int, float]]
-    peak_memory_bytes: int
-    shapes: int
-
-
-def probe(
-    trainer: Any, batches: Sequence[Sequence[int]], lengths: Sequence[int], limit_s: float = 12.0
-) -> Probe:
-    """Time forward and backward of some of these batches (row numbers), through the trainer's own step.
-
-    Weights, gradients, random states and the trainer's counters are afterwards what they were. It ends after
-    `limit_s` seconds, but not before FEWEST batches; all of different sizes, as a size met again is faster.
-    """
-    ordered = sorted(batches, key=lambda rows: len(rows) * max(lengths[i] for i in rows))
-    shares = [*WARM_UP, *(i * GOLDEN % 1 for i in range(1, MOST + 1))]
-    picks = [ordered[round(share * (len(ordered) - 1))] for share in shares]
-    loader = trainer.get_train_dataloader()
-    timings: list[tuple[int, int, float]] = []
-    began = time.monotonic()
-    with _untouched(trainer) as model:
-        for rows in picks:
-            timings.append(_timed(trainer, model, loader, rows))
-            if len(timings) >= len(WARM_UP) + FEWEST and time.monotonic() - began > limit_s:
-                break
-    shapes = {(size, length) for size, length, _ in timings}
-    return Probe(timings[len(WARM_UP) :], machine.peak_memory_bytes(), len(shapes))
-
-
-def _timed(trainer: Any, model: Any, loader: Any, rows: Sequence[int]) -> tuple[int, int, float]:
-    """One micro-batch, its collation included."""
-    began = time.perf_counter()
-    batch = loader.collate_fn([loader.dataset[i] for i in rows])
-    size, length = batch["input_ids"].shape
-    inputs, labelled = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-    float(trainer.training_step(model, inputs[0], labelled))  # float waits until a card has finished
-    return int(size), int(length), time.perf_counter() - began
-
-
-@contextlib.contextmanager
-def _untouched(trainer: Any) -> Iterator[Any]:
-    """Yield the model wrapped as `train` wraps it, and put back whatever a training step changes."""
-    import torch
-
-    model, training = trainer.model, trainer.model.training
-    attributes = dict(vars(model))  # accelerate leaves its autocast and a mark of its own on the model
-    counters = {name: copy.deepcopy(vars(trainer)[name]) for name in COUNTERS if name in vars(trainer)}
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cards_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    model.zero_grad(set_to_none=True)
-    try:
-        yield trainer.accelerator.prepare_model(model)
-    finally:
-        vars(model).clear()
-        vars(model).update(attributes)
-        model.train(training)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        trainer.accelerator.free_memory()
-        vars(trainer).update(counters)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if cards_states:
-            torch.cuda.set_rng_state_all(cards_states)
 
 
 # The plan
@@ -406,7 +343,7 @@ def make_plan(
         memory=parts,
         memory_needed_bytes=needed,
         memory_capacity_bytes=capacity,
-        fits=_fits(recipe, shape, setting, needed, capacity),
+        fits=_fits(recipe, shape, setting, work.longest, needed, capacity),
         disk=disk(shape, setting, SAVE_TOTAL_LIMIT),
         merge_memory_bytes=merge_memory(shape, recipe.lora.target_modules),
         cloud=cloud,
@@ -428,11 +365,10 @@ def _predicted(work: Workload, seconds: float, peak: int) -> dict[str, float]:
 
 def _peak(setting: Setting, parts: dict[str, int], work: Workload, probed: Probe | None) -> int:
     """What `machine.peak_memory_bytes` will say; a probe has seen neither Adam's moments nor all shapes."""
-    shapes = len(set(work.batches))
     if probed:
         peak = probed.peak_memory_bytes + parts["optimizer"]
-        return peak + shape_memory(shapes - probed.shapes, setting.device)
-    return counted(parts, setting.device) + shape_memory(shapes - 1, setting.device)
+        return peak + shape_memory(work.shapes - probed.shapes, setting.device)
+    return counted(parts, setting.device) + shape_memory(work.shapes - 1, setting.device)
 
 
 def _basis(rate: Rate | None, earlier: ledger.Correction, cloud: Sequence[Any]) -> list[str]:
@@ -442,13 +378,17 @@ def _basis(rate: Rate | None, earlier: ledger.Correction, cloud: Sequence[Any]) 
     return [*lines, *earlier.lines(), *priced]
 
 
-def _fits(recipe: Recipe, shape: ModelShape, setting: Setting, needed: int, capacity: int) -> str:
+def _fits(
+    recipe: Recipe, shape: ModelShape, setting: Setting, longest: int, needed: int, capacity: int
+) -> str:
     if needed <= capacity:
         return f"yes, {_gb(capacity - needed)} to spare"
     name = recipe.model.model_name
     # The estimate by part is held against the room that is left by its own error.
     room = round(capacity * sum(memory(shape, setting).values()) / needed)
-    fit = nearest_fit(name, shape, setting, recipe.training.gradient_accumulation_steps, room)
+    # A smaller micro-batch may be all rows of the greatest length, also where there is no padding.
+    start = dataclasses.replace(setting, length=longest)
+    fit = nearest_fit(name, shape, start, recipe.training.gradient_accumulation_steps, room)
     nearest = f"the nearest that does: {', '.join(fit.changes)}" if fit else "and no setting does"
     return f"NO, by {_gb(needed - capacity)}; {nearest}"
 
@@ -473,8 +413,31 @@ def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
     kept, names = run.evidence().get("plan", {}), {field.name for field in dataclasses.fields(Plan)}
     if any(run.checkpoints.glob("checkpoint-*")) and kept.keys() == names:
         return Plan(**kept)
-    args = trainer.args
-    schedule = Schedule(
+    recipe, profile = _as_trained(run.recipe, profile, trainer.args)
+    schedule = schedule_of(recipe, flattens(trainer))
+    lengths, trained = token_counts(trainer.train_dataset)
+    squares = row_squares(trainer.train_dataset, lengths)
+    measured = probe(trainer, schedule.epoch(lengths), lengths)
+    rate = fit_rate(measured.timings)
+    if profile.device == "cpu":
+        rate = dataclasses.replace(rate, slowing=CPU_SLOWING)
+    plan = make_plan(
+        recipe,
+        profile,
+        shape_from_config(trainer.model.config.to_dict()),
+        workload(lengths, trained, schedule, squares),
+        rate,
+        probed=measured,
+        earlier=ledger.correction(ledger.machine_key(recipe, profile)),
+    )
+    run.record("plan", dataclasses.asdict(plan))
+    return plan
+
+
+def _as_trained(recipe: Recipe, profile: Profile, args: Any) -> tuple[Recipe, Profile]:
+    """Recipe and profile with what the trainer was given in their place: the tuner may have changed it."""
+    training = dataclasses.replace(
+        recipe.training,
         per_device_train_batch_size=args.train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         num_train_epochs=args.num_train_epochs,
@@ -482,30 +445,21 @@ def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
         seed=args.seed,
         train_sampling_strategy=str(args.train_sampling_strategy),
     )
-    lengths, trained = token_counts(trainer.train_dataset)
-    measured = probe(trainer, schedule.epoch(lengths), lengths)
-    rate = fit_rate(measured.timings)
-    if profile.device == "cpu":
-        rate = dataclasses.replace(rate, slowing=CPU_SLOWING)
-    plan = make_plan(
-        run.recipe,
-        profile,
-        shape_from_config(trainer.model.config.to_dict()),
-        workload(lengths, trained, schedule),
-        rate,
-        probed=measured,
-        earlier=ledger.correction(ledger.machine_key(run.recipe, profile)),
-    )
-    run.record("plan", dataclasses.asdict(plan))
-    return plan
+    kept = profile.use_gradient_checkpointing or True
+    checkpointing = machine.Decision(args.gradient_checkpointing and kept, "as the trainer was given it")
+    decisions = profile.decisions | {"use_gradient_checkpointing": checkpointing}
+    return dataclasses.replace(recipe, training=training), Profile(profile.hardware, decisions)
 
 
 def plan_on_card(
     recipe: Recipe, card: cards.Card, counts: tuple[list[int], list[int]], basis: Sequence[str] = ()
 ) -> Plan:
-    """Plan a recipe on a card that is not here; `counts` are lengths and trained tokens of the rows."""
+    """Plan a recipe on a card that is not here; `counts` are lengths and trained tokens of the rows.
+
+    With padding, as the measured cards were: Unsloth leaves it out today where it can, so it is the most.
+    """
     profile, shape = machine.decide(card.hardware, recipe), shape_of(recipe.model.model_name)
-    work = workload(*counts, schedule_of(recipe))
+    work = _work(recipe, counts, padding_free=False)
     rate, at_best = card_rate(card, shape, setting_of(recipe, profile, *work.largest))
     limit = ["nothing like it was measured: the time is the least, not the likely one"]
     return make_plan(recipe, profile, shape, work, rate, basis=[*basis, *(limit if at_best else [])])
@@ -518,11 +472,21 @@ def plan_here(
     earlier, rate = ledger.correction(ledger.machine_key(recipe, profile)), None
     if earlier.seconds_per_token:
         rate = Rate(0, earlier.seconds_per_token, 0, LEDGER_BAND, earlier.source)
-    work = workload(*counts, schedule_of(recipe))
+    work = _work(recipe, counts, padding_free=True)
     return make_plan(recipe, profile, shape_of(recipe.model.model_name), work, rate, basis=basis)
 
 
-def schedule_of(recipe: Recipe) -> Schedule:
+def _work(recipe: Recipe, counts: tuple[list[int], list[int]], padding_free: bool) -> Workload:
+    """The workload of rows that are not made yet; packed ones all carry the mean share of trained tokens."""
+    lengths, trained = counts
+    if recipe.training.packing:
+        share = sum(trained) / sum(lengths)
+        lengths = packed_lengths(lengths, recipe.model.max_seq_length)
+        trained = [round(share * length) for length in lengths]
+    return workload(lengths, trained, schedule_of(recipe, padding_free))
+
+
+def schedule_of(recipe: Recipe, padding_free: bool) -> Schedule:
     """The schedule that notebook 03 makes of a recipe."""
     training = recipe.training
     return Schedule(
@@ -532,6 +496,7 @@ def schedule_of(recipe: Recipe) -> Schedule:
         max_steps=training.max_steps,
         seed=training.seed,
         train_sampling_strategy=training.train_sampling_strategy,
+        padding_free=padding_free,
     )
 
 

@@ -1,30 +1,60 @@
-"""One sitting of a training run: where it starts, what it shows, how it is sealed and resumed."""
+"""One sitting of a training run: where it starts, what ends it, how it is sealed, resumed and completed."""
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finelab.data import IGNORE
 from finelab.errors import LabError
-from finelab.files import staged
+from finelab.files import staged, writing
 from finelab.machine import peak_memory_bytes, require_free_space
 from finelab.run import Run
-from finelab.show import Live
-from finelab.train.checkpoint import Checkpoint, newest_whole, seal
+from finelab.train.certificate import Chain, watching
+from finelab.train.checkpoint import (
+    Checkpoint,
+    clear_errors,
+    differences,
+    fingerprint,
+    inspect,
+    newest_whole,
+    seal,
+)
+from finelab.train.stop import Stop
+
+ACCEPT_VARIABLE = "FINELAB_ACCEPT_CHANGES"
+GO_ON = "run this notebook again, or the same lab.py command, to go on"
+ENVIRONMENT = ("versions.", "machine.")  # may differ when a finished run is only loaded
 
 
 class Session:
     """Finds the newest whole checkpoint of a run and says whether anything is left to train.
 
-    After `finished`, `resume_from_checkpoint` is what `trainer.train` takes: a folder, or None.
+    After `finished`, `resume_from_checkpoint` is what `trainer.train` takes, inside `with sitting(trainer)`:
+    a folder, or None. `accept_changes` goes on although something changed since the checkpoint; left out,
+    the environment variable FINELAB_ACCEPT_CHANGES=1 says so. `session_hours` count from here. LabError when
+    the run's folder cannot be written or its disk is nearly full.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, accept_changes: bool | None = None) -> None:
         self.run = run
+        accepted = os.environ.get(ACCEPT_VARIABLE) == "1"
+        self.accept_changes = accepted if accept_changes is None else accept_changes
         require_free_space(run.folder, 1_000_000_000, "checkpoints")
+        with writing(self._checkpoints):  # the trainer's making fails otherwise, in the system's words
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=run.checkpoints):
+                pass
+        self._stop = Stop(run.recipe.training.session_hours)
         self._start: Checkpoint | None = None
+        self._adapter: Path | None = None
+        self._fingerprint: dict[str, Any] = {}
+        self._chain: Chain | None = None
         self._began = time.monotonic()
 
     @property
@@ -32,88 +62,144 @@ class Session:
         """The newest whole checkpoint's folder, if there is one."""
         return str(self._start.folder) if self._start else None
 
-    def finished(self, trainer: Any) -> bool:
-        """Whether the newest whole checkpoint is the run's last step; says where training goes on.
-
-        It looks each time, so that a cell run again after an interruption goes on too. transformers
-        would train a finished run one step further.
-        """
-        self._start = newest_whole(self.run.checkpoints)
-        steps = total_steps(trainer)
-        done = self._start.step if self._start else 0
-        if done >= steps:
-            print(f"Training is finished: {done} of {steps} steps. The adapter is loaded, not trained on.")
-        elif done:
-            self.run.record("training", {"resumes": [*self._resumes(), done]})
-            print(f"Going on from checkpoint-{done}: {steps - done} of {steps} steps are left.")
-        else:
-            print(f"Starting: {steps} steps.")
-        return done >= steps
-
-    def restore(self, trainer: Any) -> None:
-        """Load the finished run's adapter and log into the trainer, in place of training."""
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        folder = self.resume_from_checkpoint
-        set_peft_model_state_dict(trainer.model, load_peft_weights(folder, device="cpu"))
-        trainer.state = trainer.state.load_from_json(str(Path(folder or "") / "trainer_state.json"))
-
-    def callback(self) -> Any:
-        """The trainer's callback: progress with an ETA, a sealed checkpoint at every save."""
-        from transformers import TrainerCallback
-
-        session, live = self, Live()
-
-        class SessionCallback(TrainerCallback):  # type: ignore[misc]
-            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                session._began = time.monotonic()
-
-            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-                if logs and "loss" in logs:
-                    finished = state.global_step == state.max_steps
-                    live.show(session.progress(state, float(logs["loss"])), last=finished)
-
-            def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", session.elapsed_s)
-
-        return SessionCallback()
-
-    def progress(self, state: Any, loss: float) -> str:
-        """One line: step, loss, tokens per second, time left by this sitting's pace."""
-        steps = state.global_step - (self._start.step if self._start else 0)
-        per_step = (time.monotonic() - self._began) / max(steps, 1)
-        left = round(per_step * (state.max_steps - state.global_step))
-        rate = state.num_input_tokens_seen / self.elapsed_s
-        return (
-            f"step {state.global_step}/{state.max_steps}  loss {loss:.3f}  {rate:.0f} tok/s  "
-            f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-        )
-
     @property
     def elapsed_s(self) -> float:
         """Seconds of training behind this point, earlier sittings included."""
         before = self._start.elapsed_s if self._start else 0.0
         return before + time.monotonic() - self._began
 
-    def complete(self, trainer: Any, tokens_trained_share: float) -> None:
+    def finished(self, trainer: Any) -> bool:
+        """Whether the newest whole checkpoint is the run's end; says where training goes on.
+
+        It looks each time, so that a cell run again after an interruption goes on too. transformers
+        would train a finished run one step further. LabError when something that decides the weights
+        changed since the checkpoint.
+        """
+        self._start, steps = newest_whole(self.run.checkpoints), total_steps(trainer)
+        if self._start is None:
+            print(f"Starting: {steps} steps.")
+            return False
+        done, state = self._start.step, json.loads(_state_file(self._start.folder).read_text("utf-8"))
+        early = done < steps and stopped_early(state["stateful_callbacks"])
+        self._require_unchanged(self._start, trainer, loaded_only=done >= steps or early)
+        self._adapter = self._best(trainer.args, state["best_global_step"]) or self._start.folder
+        if done >= steps or early:
+            why = ", stopped early" if early else ""
+            print(
+                f"Training is finished: {done} of {steps} steps{why}. The adapter is loaded, not trained on."
+            )
+            return True
+        print(f"Going on from checkpoint-{done}: {steps - done} of {steps} steps are left.")
+        return False
+
+    @contextmanager
+    def sitting(self, trainer: Any) -> Iterator[None]:
+        """Around `trainer.train`: signals save and stop, and what goes wrong with disk or memory is said.
+
+        Everything that is laid over the trainer and the process is taken away at the end, also after an
+        error.
+        """
+        self._chain = Chain(self._start, self.accept_changes)
+        self._fingerprint = fingerprint(self.run, trainer)
+        batch_size = trainer.args.per_device_train_batch_size
+        with (
+            clear_errors(self._checkpoints, batch_size),
+            watching(trainer, self._chain),
+            self._stop.listening(),
+        ):
+            try:
+                yield
+            finally:
+                self._chain = None
+
+    def restore(self, trainer: Any) -> None:
+        """Load the finished run's adapter (the best one, with early stopping) and its log."""
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(self._adapter), device="cpu"))
+        trainer.state = trainer.state.load_from_json(
+            str(_state_file(Path(self.resume_from_checkpoint or "")))
+        )
+
+    def callbacks(self) -> list[Any]:
+        """The trainer's callbacks: one that seals, stops and certifies, and early stopping if asked for."""
+        from transformers import EarlyStoppingCallback, TrainerCallback
+
+        session, stop = self, self._stop
+        patience = self.run.recipe.training.early_stopping_patience
+        early = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
+
+        class SessionCallback(TrainerCallback):  # type: ignore[misc]
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                _require_kept(args)
+                for each in early:
+                    _restore_patience(each, state)
+                session.begin(kwargs["model"], kwargs["optimizer"])
+
+            def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                _seed_sampler(kwargs["train_dataloader"], args.seed + int(state.epoch))
+
+            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                session.chain.add_learning_rate(kwargs["optimizer"])
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                stop.step_ended()
+                stop.ask(state, control)
+
+            def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                stop.evaluated()
+                stop.ask(state, control)
+                # the best one must be there to be loaded, and the last one to say that it stopped early
+                control.should_save |= args.load_best_model_at_end
+
+            def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                session.seal(state.global_step, kwargs["model"])
+
+        return [SessionCallback(), *early]
+
+    @property
+    def chain(self) -> Chain:
+        """The digests of this sitting; LabError outside of one."""
+        if self._chain is None:
+            raise LabError(
+                "training runs inside `with session.sitting(trainer):`, which lets it be stopped "
+                "and resumed: put trainer.train there, as notebook 03_train does."
+            )
+        return self._chain
+
+    def begin(self, model: Any, optimizer: Any) -> None:
+        """The trainer is restored and about to train: is it what the checkpoint was?"""
+        self.chain.check_model(model, optimizer)
+        self._began = time.monotonic()
+        self._stop.begin()
+        self.run.record("training", {"resumes": self.chain.resumes})
+
+    def seal(self, step: int, model: Any) -> None:
+        """Make the checkpoint that the trainer wrote count, and say so if it is the sitting's last."""
+        folder = self.run.checkpoints / f"checkpoint-{step}"
+        seal(folder, self.elapsed_s, self._fingerprint, self.chain.sealed(model))
+        self._stop.saved()
+        if self._stop.obeyed:
+            print(f"Stopped, {self._stop.reason}: step {step} is saved; {GO_ON}.")
+
+    def complete(self, trainer: Any) -> None:
         """Save the adapter and record the run; LabError when training ended before its last step.
 
-        `tokens_trained_share` is the share of tokens with a label, from the data stage.
+        With early stopping the adapter is that of the best step.
         """
         state, steps = trainer.state, total_steps(trainer)
-        if state.global_step < steps:
-            raise LabError(
-                f"training stopped at step {state.global_step} of {steps}; run this notebook again, "
-                "it goes on from the last checkpoint."
-            )
+        early = state.global_step < steps and stopped_early(state.stateful_callbacks)
+        if state.global_step < steps and not early:
+            raise LabError(f"training stopped at step {state.global_step} of {steps}; {GO_ON}.")
         # Without the trainer's autocast around forward, tuned is measured as the base was before.
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         with staged(self.run.adapter) as stage:
             trainer.model.save_pretrained(stage)
             trainer.processing_class.save_pretrained(stage)
         final = newest_whole(self.run.checkpoints)
+        certificate = final.certificate if final else {}
         seconds = final.elapsed_s if final else self.elapsed_s
-        tokens = int(state.num_input_tokens_seen)
+        tokens, trained_tokens = int(state.num_input_tokens_seen), certificate.get("trained_tokens", 0)
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         self.run.record(
             "training",
@@ -121,27 +207,63 @@ class Session:
                 "steps": state.global_step,
                 "first_loss": losses[0],
                 "last_loss": losses[-1],
+                "best_step": state.best_global_step,
+                "best_heldout_loss": state.best_metric,
+                "stopped_early": early,
                 "tokens": tokens,
-                "tokens_trained": round(tokens * tokens_trained_share),
+                "tokens_trained": trained_tokens,
                 "seconds": round(seconds, 2),
                 "tokens_per_s": round(tokens / seconds, 2),
-                "trained_tokens_per_s": round(tokens * tokens_trained_share / seconds, 2),
+                "trained_tokens_per_s": round(trained_tokens / seconds, 2),
                 "peak_memory_bytes": peak_memory_bytes(),
-                "resumes": self._resumes(),
+                "resumes": certificate.get("resumes", []),
+                "certificate": certificate,
             },
         )
 
-    def _resumes(self) -> list[int]:
-        return list(self.run.evidence().get("training", {}).get("resumes", []))
+    @property
+    def _checkpoints(self) -> Path:
+        """The checkpoints' folder as an error names it."""
+        return Path(self.run.name, self.run.checkpoints.name)
+
+    def _require_unchanged(self, start: Checkpoint, trainer: Any, loaded_only: bool) -> None:
+        """LabError when the run would go on with other data, another recipe or other versions."""
+        changes = differences(start.fingerprint, fingerprint(self.run, trainer))
+        if loaded_only:
+            changes = [change for change in changes if not change.startswith(ENVIRONMENT)]
+        if not changes:
+            return
+        if not self.accept_changes:
+            raise LabError(
+                f"since checkpoint-{start.step} this changed: {'; '.join(changes)}. Change it back, "
+                "or do the stage again with --from train, or go on with --accept-changes "
+                "(in the notebook: train.Session(run, accept_changes=True))."
+            )
+        earlier = self.run.evidence().get("training", {}).get("accepted_changes", [])
+        self.run.record("training", {"accepted_changes": list(dict.fromkeys([*earlier, *changes]))})
+        print(f"Accepted since checkpoint-{start.step}: {'; '.join(changes)}.")
+
+    def _best(self, args: Any, step: int | None) -> Path | None:
+        """The best checkpoint so far, if the trainer loads it at the end; LabError when it is not whole."""
+        if not args.load_best_model_at_end or not step:
+            return None
+        folder = self.run.checkpoints / f"checkpoint-{step}"
+        fault = inspect(folder)
+        if isinstance(fault, str):
+            raise LabError(
+                f"{folder.name}, the best one by held-out loss, is not whole ({fault}): put it back, "
+                "or do the stage again with --from train."
+            )
+        return folder
 
 
-def trained_share(rows: Any) -> float:
-    """The share of the rows' tokens that carry a label."""
-    total = trained = 0
-    for labels in rows["labels"]:
-        total += len(labels)
-        trained += len(labels) - labels.count(IGNORE)
-    return trained / total
+def stopped_early(stateful_callbacks: dict[str, Any]) -> bool:
+    """Whether early stopping ended the run, from a trainer state's `stateful_callbacks`."""
+    saved = stateful_callbacks.get("EarlyStoppingCallback")
+    if not saved:
+        return False
+    patience = saved["args"]["early_stopping_patience"]
+    return bool(saved["attributes"]["early_stopping_patience_counter"] >= patience)
 
 
 def total_steps(trainer: Any) -> int:
@@ -151,3 +273,35 @@ def total_steps(trainer: Any) -> int:
     batches = len(trainer.get_train_dataloader())
     per_epoch = -(-batches // trainer.args.gradient_accumulation_steps)
     return int(per_epoch * trainer.args.num_train_epochs)
+
+
+def _state_file(folder: Path) -> Path:
+    return folder / "trainer_state.json"
+
+
+def _require_kept(args: Any) -> None:
+    """The trainer deletes old checkpoints before the new one is sealed: a whole one has to stay beside it."""
+    needed = 3 if args.load_best_model_at_end else 2
+    if args.save_total_limit is not None and args.save_total_limit < needed:
+        raise LabError(
+            f"save_total_limit={args.save_total_limit} would delete the last whole checkpoint while the next "
+            f"one is written; give SFTConfig save_total_limit={needed}."
+        )
+
+
+def _restore_patience(early_stopping: Any, state: Any) -> None:
+    """transformers begins the count anew at each resume, unless told to replace the callback."""
+    saved = state.stateful_callbacks.setdefault("EarlyStoppingCallback", early_stopping.state())
+    counter = saved["attributes"]["early_stopping_patience_counter"]
+    early_stopping.early_stopping_patience_counter = counter
+
+
+def _seed_sampler(dataloader: Any, seed: int) -> None:
+    """Tie the order of length-grouped rows to the epoch: drawn from torch's generator, a resume loses it."""
+    from accelerate.data_loader import get_sampler
+    from torch import Generator
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    sampler = get_sampler(dataloader)
+    if isinstance(sampler, LengthGroupedSampler):
+        sampler.generator = Generator().manual_seed(seed)

@@ -1,6 +1,7 @@
 """`lab.py run`: what its options mean, which stages it does, and what it never loses."""
 
 import argparse
+import os
 
 import pytest
 
@@ -8,6 +9,7 @@ from finelab import LabError
 from finelab.__main__ import main
 from finelab.commands import run as command
 from finelab.commands.run import OUTPUTS, copy_of, prepare, run_stages, set_aside, stages_from
+from finelab.train.session import ACCEPT_VARIABLE
 
 
 @pytest.fixture
@@ -151,3 +153,13 @@ def test_two_runners_do_not_work_on_the_same_run(options):
         pass
     with command.alone(run):
         pass
+
+
+def test_accepted_changes_reach_the_kernel_that_trains(options, monkeypatch):
+    seen = []
+    monkeypatch.delenv(ACCEPT_VARIABLE, raising=False)
+    monkeypatch.setattr(command, "do", lambda run: seen.append(os.environ.get(ACCEPT_VARIABLE)) or 0)
+    assert command.main(options("--run", "mine")) == 0
+    monkeypatch.setenv(ACCEPT_VARIABLE, "")  # so that it is put back after the test
+    assert command.main(options("--run", "mine", "--accept-changes")) == 0
+    assert seen == [None, "1"]

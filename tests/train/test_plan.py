@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 
 from finelab import LabError, machine, recipe
 from finelab.train import cards, ledger
+from finelab.train.batches import Batch, collator, row_squares, training_rows
 from finelab.train.memory import SHAPES
 from finelab.train.plan import (
-    FEWEST,
-    WARM_UP,
-    Probe,
     Rate,
     Schedule,
     assumed_counts,
@@ -27,10 +25,10 @@ from finelab.train.plan import (
     plan_here,
     plan_on_card,
     plan_training,
-    probe,
     token_counts,
     workload,
 )
+from finelab.train.probe import FEWEST, WARM_UP, Probe, probe
 from tests.tiny import base_model, with_adapter
 
 NOW = datetime.datetime(2026, 11, 24, 8, 0)
@@ -50,11 +48,13 @@ def trainer_of(tmp_path, tokenizer):
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-    class Recording(DataCollatorForSeq2Seq):
-        def __call__(self, features, return_tensors=None):
-            batch = super().__call__(features, return_tensors)
+    def recording(collate):
+        def call(rows):
+            batch = collate(rows)
             seen.append(tuple(batch["input_ids"].shape))
             return batch
+
+        return call
 
     class Counting(Trainer):
         """Counts as TRL's trainer does, and draws from every source of randomness."""
@@ -68,7 +68,7 @@ def trainer_of(tmp_path, tokenizer):
 
     seen = []
 
-    def make(rows, dropout=0.0, **changes):
+    def make(rows, dropout=0.0, flat=None, **changes):
         arguments = {
             "output_dir": str(tmp_path / "out"),
             "per_device_train_batch_size": 4,
@@ -81,16 +81,18 @@ def trainer_of(tmp_path, tokenizer):
             "disable_tqdm": True,
             "use_cpu": True,
         }
-        model = with_adapter(base_model(), moved=False)
+        model = with_adapter(base_model(use_cache=False), moved=False)
         for module in model.modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = dropout
+        dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
         trainer = Counting(
             model=model,
             args=TrainingArguments(**arguments | changes),
-            train_dataset=Dataset.from_list(rows),
-            data_collator=Recording(tokenizer=tokenizer),
+            train_dataset=dataset,
+            data_collator=recording(flat or DataCollatorForSeq2Seq(tokenizer=tokenizer)),
         )
+        trainer._signature_columns = ["input_ids", "labels", "seq_lengths"]  # as TRL's trainer keeps them
         trainer.seen, trainer._metrics, trainer._total_train_tokens = seen, {"train": []}, 0
         return trainer
 
@@ -118,12 +120,46 @@ def test_the_plan_has_the_batches_that_are_trained(trainer_of, strategy, seed, c
     lengths, trained = token_counts(trainer.train_dataset)
     work = workload(lengths, trained, schedule)
     per_token = 6 * trainer.model.num_parameters(exclude_embeddings=True)
-    assert work.batches == trainer.seen[: len(work.batches)]  # the data loader collates one ahead
+    met = [(batch.rows, batch.positions // batch.rows) for batch in work.batches]
+    assert met == trainer.seen[: len(work.batches)]  # the data loader collates one ahead
+    assert all(
+        batch.squares == rows * length**2 for batch, (rows, length) in zip(work.batches, met, strict=True)
+    )
     assert len(trainer.seen) - len(work.batches) in (0, 1)
     assert work.steps == trainer.state.global_step
     assert work.tokens == trainer.state.num_input_tokens_seen
     assert work.padded_tokens == trainer.state.total_flos / per_token
     assert trained == [sum(label != -100 for label in row["labels"]) for row in rows]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_the_plan_has_the_flat_and_packed_batches_that_are_trained(
+    trainer_of, tokenizer, profile, packing, strategy
+):
+    from datasets import Dataset
+
+    rows = rows_of(43)
+    made = training_rows(Dataset.from_list(rows), profile, packing, 64)
+    trainer = trainer_of(
+        made,
+        flat=collator(tokenizer, profile),
+        num_train_epochs=2,
+        train_sampling_strategy=strategy,
+        include_num_input_tokens_seen="all",
+    )
+    trainer.train()
+    lengths, trained = token_counts(trainer.train_dataset)
+    work = workload(
+        lengths, trained, Schedule(4, 2, 2, -1, 42, strategy, padding_free=True), row_squares(made, lengths)
+    )
+    per_token = 6 * trainer.model.num_parameters(exclude_embeddings=True)
+    assert [(1, batch.positions) for batch in work.batches] == trainer.seen[: len(work.batches)]
+    assert sum(batch.squares for batch in work.batches) == 2 * sum(len(row["input_ids"]) ** 2 for row in rows)
+    assert work.steps == trainer.state.global_step
+    assert work.tokens == work.padded_tokens == trainer.state.num_input_tokens_seen
+    assert work.padded_tokens == trainer.state.total_flos / per_token
+    assert work.trained_tokens == 2 * sum(label != -100 for row in rows for label in row["labels"])
 
 
 @pytest.mark.slow
@@ -178,7 +214,7 @@ def test_whole_epochs_meet_every_row_once_in_each(lengths, size, accumulation, e
     work = workload(lengths, lengths, schedule)
     assert work.tokens == work.trained_tokens == epochs * sum(lengths)
     assert work.padded_tokens >= work.tokens
-    assert sum(rows for rows, _ in work.batches) == epochs * len(lengths)
+    assert sum(batch.rows for batch in work.batches) == epochs * len(lengths)
     for epoch in range(epochs):
         met = [row for batch in schedule.epoch(lengths, epoch) for row in batch]
         assert sorted(met) == list(range(len(lengths)))
@@ -204,14 +240,19 @@ def test_the_assumed_lengths_are_padded_as_finetomes_were():
 
 # Time
 
-SHAPES_TIMED = [(2, 30), (2, 60), (2, 90), (2, 120), (4, 60), (4, 120)]
+
+def padded(rows, length):
+    return Batch(rows, rows * length, rows * length**2)
+
+
+SHAPES_TIMED = [padded(*each) for each in [(2, 30), (2, 60), (2, 90), (2, 120), (4, 60), (4, 120)]]
 
 
 @given(st.floats(0, 2), st.floats(1e-5, 1e-2), st.floats(0, 1e-5))
 def test_a_cost_without_noise_is_found_again(overhead, per_token, per_square):
     truth = Rate(overhead, per_token, per_square, 0, "")
-    rate = fit_rate([(rows, length, truth.seconds([(rows, length)])) for rows, length in SHAPES_TIMED])
-    batches = [(3, 45), (2, 77), (4, 100)]
+    rate = fit_rate([(batch, truth.seconds([batch])) for batch in SHAPES_TIMED])
+    batches = [padded(3, 45), padded(2, 77), Batch(3, 150, 45**2 + 77**2 + 28**2)]
     assert rate.seconds(batches) == pytest.approx(truth.seconds(batches), rel=1e-3)
     assert rate.band_share == pytest.approx(0.1)
 
@@ -219,32 +260,32 @@ def test_a_cost_without_noise_is_found_again(overhead, per_token, per_square):
 @given(st.lists(st.floats(0.5, 2), min_size=len(SHAPES_TIMED), max_size=len(SHAPES_TIMED)))
 def test_no_noise_makes_a_time_below_zero(noise):
     timings = [
-        (rows, length, rows * length / 100 * factor)
-        for (rows, length), factor in zip(SHAPES_TIMED, noise, strict=True)
+        (batch, batch.positions / 100 * factor) for batch, factor in zip(SHAPES_TIMED, noise, strict=True)
     ]
     rate = fit_rate(timings)
     assert min(rate.overhead_s, rate.per_token_s, rate.per_square_s) >= 0
-    assert rate.seconds([(1, 1)]) > 0
+    assert rate.seconds([padded(1, 1)]) > 0
 
 
 def test_the_band_grows_with_the_noise():
     def band(share):
         draw = np.random.default_rng(0)
         return fit_rate(
-            [(rows, length, rows * length * (1 + share * draw.normal())) for rows, length in SHAPES_TIMED]
+            [(batch, batch.positions * (1 + share * draw.normal())) for batch in SHAPES_TIMED]
         ).band_share
 
     assert band(0.01) == 0.1 < band(0.5) < band(0.9)
 
 
 def test_one_timing_is_enough_for_a_rate():
-    assert fit_rate([(2, 50, 4.0)]).seconds([(2, 100)]) == pytest.approx(8.0)
+    assert fit_rate([(padded(2, 50), 4.0)]).seconds([padded(2, 100)]) == pytest.approx(8.0)
 
 
 def test_a_process_that_slows_down_does_so_after_its_first_batches():
     rate, settled = Rate(0, 0.01, 0, 0.1, ""), Rate(0, 0.01, 0, 0.1, "", slowing=1.5)
-    assert settled.seconds([(2, 50)] * 24) == pytest.approx(rate.seconds([(2, 50)] * 24))
-    assert settled.seconds([(2, 50)] * 30) == pytest.approx(rate.seconds([(2, 50)] * (24 + 9)))
+    batch = padded(2, 50)
+    assert settled.seconds([batch] * 24) == pytest.approx(rate.seconds([batch] * 24))
+    assert settled.seconds([batch] * 30) == pytest.approx(rate.seconds([batch] * (24 + 9)))
 
 
 @pytest.mark.parametrize("seconds, text", [(45, "45 s"), (192, "3.2 min"), (31_000, "8.6 h")])
@@ -324,20 +365,21 @@ def test_a_probe_meets_the_largest_batch_and_stops_in_time(trainer_of):
     trainer = trainer_of(rows)
     found = probe(trainer, batches, lengths, limit_s=0)
     assert len(found.timings) == FEWEST
-    assert len(trainer.seen) == len(WARM_UP) + FEWEST
+    seen = trainer.seen[1:]  # the first one showed whether there is padding
+    assert len(seen) == len(WARM_UP) + FEWEST
     assert max(len(batch) * max(lengths[i] for i in batch) for batch in batches) == max(
-        size * length for size, length in trainer.seen
+        size * length for size, length in seen
     )
-    assert len({length for _, length, _ in found.timings}) >= 5
-    assert [shape[:2] for shape in found.timings] == trainer.seen[len(WARM_UP) :]
-    assert found.shapes == len(set(trainer.seen))
-    assert all(seconds > 0 for _, _, seconds in found.timings)
+    assert len({batch.positions for batch, _ in found.timings}) >= 5
+    assert [batch for batch, _ in found.timings] == [padded(*shape) for shape in seen[len(WARM_UP) :]]
+    assert found.shapes == len(set(seen))
+    assert all(seconds > 0 for _, seconds in found.timings)
 
 
 def test_a_probe_of_a_data_set_of_one_batch_is_still_one(trainer_of):
     rows = rows_of(3)
     found = probe(trainer_of(rows), [[0, 1, 2]], [len(row["input_ids"]) for row in rows], limit_s=0)
-    assert fit_rate(found.timings).seconds([(3, 20)]) > 0
+    assert fit_rate(found.timings).seconds([padded(3, 20)]) > 0
 
 
 # The plan
@@ -456,3 +498,32 @@ def test_the_plan_of_a_trainer_is_kept_until_its_training_is_over(ledger_here, r
     again = plan_training(run, profile, trainer_of(rows, num_train_epochs=1))
     assert again.predicted == plan.predicted
     assert text_of(again) == text_of(plan)
+
+
+def test_a_plan_of_flat_batches_counts_no_padding_and_follows_what_the_trainer_was_given(
+    ledger_here, run, profile, trainer_of, tokenizer
+):
+    rows = rows_of(30)
+    trainer = trainer_of(
+        rows,
+        flat=collator(tokenizer, profile),
+        num_train_epochs=2,
+        per_device_train_batch_size=2,
+        gradient_checkpointing=True,
+        include_num_input_tokens_seen="all",
+    )
+    plan = plan_training(run, profile, trainer)
+    assert plan.predicted["steps"] == 16
+    assert plan.predicted["padded_tokens"] == plan.tokens == 2 * sum(len(row["input_ids"]) for row in rows)
+    plain = plan_training(run, profile, trainer_of(rows, num_train_epochs=2, per_device_train_batch_size=2))
+    assert plain.predicted["padded_tokens"] > plan.predicted["padded_tokens"]
+    assert plain.memory["activations"] > plan.memory["activations"]  # without checkpointing
+
+
+def test_a_recipe_that_packs_is_planned_with_fewer_fuller_rows(ledger_here, preset, profile):
+    packing = recipe.override(preset, ["training.packing=true"])
+    counts = assumed_counts(200, 2048)
+    plain, packed = plan_here(preset, profile, counts), plan_here(packing, profile, counts)
+    assert packed.predicted["steps"] < plain.predicted["steps"] == 25
+    assert packed.predicted["padded_tokens"] == plain.predicted["padded_tokens"] == sum(counts[0])
+    assert packed.predicted["trained_tokens"] == pytest.approx(plain.predicted["trained_tokens"], rel=0.01)

@@ -1,126 +1,257 @@
 """A session over a real trainer: a tiny Llama, trained, stopped, resumed and finished."""
 
-from pathlib import Path
+import dataclasses
+import json
+import shutil
+import signal
 
 import pytest
 
 from finelab import LabError
-from finelab.files import sha256
-from finelab.train import Session, trained_share
-from tests.tiny import base_model, with_adapter
+from finelab.files import sha256, write_json
+from finelab.recipe import override
+from finelab.run import Run, create_run
+from finelab.train import Session
+from finelab.train.session import ACCEPT_VARIABLE
+from tests.train.sittings import at_step, sit, trainer_of
 
-ROWS = [{"input_ids": [3 + i, 5, 7, 9], "labels": [-100, 5, 7, 9]} for i in range(16)]
-
-
-class Processing:
-    """Stands for the tokenizer, of which the session only asks that it be saved."""
-
-    def save_pretrained(self, folder):
-        Path(folder, "tokenizer.json").write_text("{}", encoding="utf-8")
+ADAPTER = "adapter_model.safetensors"
 
 
-@pytest.fixture
-def trainer_of(run):
-    from transformers import DefaultDataCollator, Trainer, TrainerCallback, TrainingArguments
-
-    class StopAt(TrainerCallback):
-        def __init__(self, step):
-            self.step = step
-
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = control.should_save = state.global_step == self.step
-
-    def make(session, stop_at=None):
-        args = TrainingArguments(
-            output_dir=str(run.checkpoints),
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=2,
-            num_train_epochs=2,
-            learning_rate=1e-2,
-            logging_steps=1,
-            save_steps=2,
-            save_total_limit=2,
-            seed=3407,
-            include_num_input_tokens_seen="all",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-        )
-        callbacks = [session.callback(), *([StopAt(stop_at)] if stop_at else [])]
-        trainer = Trainer(
-            model=with_adapter(base_model()),
-            args=args,
-            train_dataset=ROWS,
-            data_collator=DefaultDataCollator(),
-            callbacks=callbacks,
-        )
-        trainer.processing_class = Processing()
-        return trainer
-
-    return make
-
-
-def train(run, trainer_of, stop_at=None):
+def train(run, stop_at=None, callbacks=(), **args):
+    """One sitting, which a signal may stop at the end of a step."""
     session = Session(run)
-    trainer = trainer_of(session, stop_at)
-    if session.finished(trainer):
-        session.restore(trainer)
-    else:
-        trainer.train(resume_from_checkpoint=session.resume_from_checkpoint)
+    if stop_at:
+        callbacks = [*callbacks, at_step(stop_at, lambda: signal.raise_signal(signal.SIGINT))]
+    trainer = trainer_of(session, callbacks, **args)
+    sit(session, trainer)
     return session, trainer
 
 
-def test_a_whole_run_is_recorded(run, trainer_of, capsys):
-    session, trainer = train(run, trainer_of)
-    session.complete(trainer, trained_share({"labels": [row["labels"] for row in ROWS]}))
+def changed(run, *assignments):
+    """The run with another recipe, as if its file had been edited."""
+    return Run(run.folder, override(run.recipe, list(assignments)))
+
+
+@pytest.fixture
+def stopping(run):
+    """The run with early stopping after two measurements, each second step, that are not better."""
+    return changed(run, "training.eval_steps=2", "training.early_stopping_patience=2")
+
+
+EARLY = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 64,  # every measurement is saved anyway
+    "load_best_model_at_end": True,
+    "save_total_limit": 3,
+    "num_train_epochs": 8,
+    "learning_rate": 3e-2,
+}
+
+
+def test_a_whole_run_is_recorded(run, capsys):
+    session, trainer = train(run)
+    session.complete(trainer)
     training = run.evidence()["training"]
     assert training["steps"] == 8
     assert training["tokens"] == 2 * 16 * 4
     assert training["tokens_trained"] == 2 * 16 * 3
     assert training["last_loss"] < training["first_loss"]
-    assert (run.adapter / "adapter_model.safetensors").exists()
-    said = capsys.readouterr().out
-    assert "Starting: 8 steps." in said
-    assert "step 8/8" in said
+    assert training["best_step"] is None
+    assert not training["stopped_early"]
+    assert (run.adapter / ADAPTER).exists()
+    assert "Starting: 8 steps." in capsys.readouterr().out
 
 
-def test_a_stopped_run_says_so_goes_on_and_ends_as_if_never_stopped(run, trainer_of, tmp_path, capsys):
-    from finelab.run import create_run
-
-    straight = create_run(tmp_path / "straight", run.recipe)
-    other, its_trainer = train(run, trainer_of, stop_at=3)
-    with pytest.raises(LabError, match="training stopped at step 3 of 8"):
-        other.complete(its_trainer, 0.75)
+def test_a_stopped_run_says_so_and_goes_on(run, capsys):
+    session, trainer = train(run, stop_at=3)
+    assert (
+        "Stopped, it was interrupted (SIGINT): step 3 is saved; run this notebook again, or the same lab.py "
+        "command, to go on." in capsys.readouterr().out
+    )
+    with pytest.raises(LabError, match=r"training stopped at step 3 of 8; run this notebook again, or the"):
+        session.complete(trainer)
     assert not run.adapter.exists()
 
-    session, trainer = train(run, trainer_of)
-    session.complete(trainer, 0.75)
+    session, trainer = train(run)
+    session.complete(trainer)
     assert "Going on from checkpoint-3: 5 of 8 steps are left." in capsys.readouterr().out
     assert run.evidence()["training"]["resumes"] == [3]
 
-    whole = Session(straight)
-    whole_trainer = trainer_of(whole)
-    whole_trainer.args.output_dir = str(straight.checkpoints)
-    assert not whole.finished(whole_trainer)
-    whole_trainer.train()
-    whole.complete(whole_trainer, 0.75)
-    name = "adapter_model.safetensors"
-    assert sha256(run.adapter / name) == sha256(straight.adapter / name)
 
-
-def test_the_same_session_asked_again_goes_on_from_what_was_saved_since(run, trainer_of):
-    session, _ = train(run, trainer_of, stop_at=3)
+def test_the_same_session_asked_again_goes_on_from_what_was_saved_since(run):
+    session, trainer = train(run, stop_at=3)
     assert session.resume_from_checkpoint is None
-    assert not session.finished(trainer_of(session))
-    assert session.resume_from_checkpoint.endswith("checkpoint-3")
+    sit(session, trainer)
+    session.complete(trainer)
+    assert run.evidence()["training"]["resumes"] == [3]
 
 
-def test_a_finished_run_is_loaded_not_trained_on(run, trainer_of, capsys):
-    session, trainer = train(run, trainer_of)
-    session.complete(trainer, 0.75)
-    before = sha256(run.adapter / "adapter_model.safetensors")
-    session, trainer = train(run, trainer_of)
+def test_a_finished_run_is_loaded_not_trained_on(run, capsys):
+    session, trainer = train(run)
+    session.complete(trainer)
+    before = sha256(run.adapter / ADAPTER)
+    session, trainer = train(run)
     assert "Training is finished: 8 of 8 steps" in capsys.readouterr().out
-    session.complete(trainer, 0.75)
-    assert sha256(run.adapter / "adapter_model.safetensors") == before
+    session.complete(trainer)
+    assert sha256(run.adapter / ADAPTER) == before
     assert run.evidence()["training"]["steps"] == 8
+    assert run.evidence()["training"]["resumes"] == []
+
+
+def test_training_outside_of_a_sitting_is_refused(run):
+    session = Session(run)
+    trainer = trainer_of(session)
+    session.finished(trainer)
+    with pytest.raises(LabError, match=r"with session\.sitting\(trainer\)"):
+        trainer.train()
+
+
+def test_early_stopping_keeps_the_best_adapter_and_trains_no_step_more(stopping, capsys):
+    run = stopping
+    session, trainer = train(run, **EARLY)
+    session.complete(trainer)
+    training = run.evidence()["training"]
+    measured = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
+    best = min(measured, key=measured.get)
+    assert training["stopped_early"]
+    assert training["steps"] == best + 4 == max(measured) < 32
+    assert (training["best_step"], training["best_heldout_loss"]) == (best, measured[best])
+    adapter = sha256(run.adapter / ADAPTER)
+    assert adapter == sha256(run.checkpoints / f"checkpoint-{best}" / ADAPTER)
+    assert adapter != sha256(run.checkpoints / f"checkpoint-{best + 4}" / ADAPTER)
+
+    capsys.readouterr()
+    shutil.rmtree(run.adapter)
+    session, trainer = train(run, **EARLY)
+    session.complete(trainer)
+    assert f"Training is finished: {best + 4} of 32 steps, stopped early" in capsys.readouterr().out
+    assert sha256(run.adapter / ADAPTER) == adapter
+    assert run.evidence()["training"] == training | {
+        "peak_memory_bytes": run.evidence()["training"]["peak_memory_bytes"]
+    }
+
+
+def test_patience_is_counted_across_sittings(stopping, tmp_path):
+    session, trainer = train(stopping, **EARLY)
+    session.complete(trainer)
+    expected = stopping.evidence()["training"]
+    run = create_run(tmp_path / "again", stopping.recipe)
+    last = expected["steps"]
+    train(run, stop_at=last - 1, **EARLY)  # one measurement was not better, the next one is the second
+    session, trainer = train(run, **EARLY)
+    session.complete(trainer)
+    found = run.evidence()["training"]
+    assert found["resumes"] == [last - 1]
+    assert [found[name] for name in ("steps", "best_step", "best_heldout_loss")] == [
+        expected[name] for name in ("steps", "best_step", "best_heldout_loss")
+    ]
+
+
+def test_a_best_checkpoint_that_is_not_whole_is_named(stopping):
+    _, trainer = train(stopping, **EARLY)
+    best = trainer.state.best_global_step
+    (stopping.checkpoints / f"checkpoint-{best}" / "optimizer.pt").unlink()
+    with pytest.raises(LabError, match=rf"checkpoint-{best}, the best .*optimizer\.pt is missing"):
+        Session(stopping).finished(trainer)
+
+
+@pytest.mark.parametrize(
+    ("args", "needed"), [({"save_total_limit": 1}, 2), ({**EARLY, "save_total_limit": 2}, 3)]
+)
+def test_a_limit_that_would_delete_the_last_whole_checkpoint_is_refused(run, args, needed):
+    with pytest.raises(LabError, match=f"give SFTConfig save_total_limit={needed}"):
+        train(run, **args)
+
+
+def test_what_changed_since_the_checkpoint_is_named_and_refused(run, monkeypatch):
+    write_json(
+        run.folder / "evidence.json", {"data": {"sha256": "a"}, "machine": {"profile": {"dtype": "a"}}}
+    )
+    train(run, stop_at=3)
+    run.record("data", {"sha256": "b"})
+    run.record("machine", {"profile": {"dtype": "b"}})
+    edited = changed(run, "lora.lora_alpha=7", "training.session_hours=9.0", "training.save_steps=5")
+    with pytest.raises(LabError) as told:
+        train(edited, learning_rate=2e-2)
+    for name, old, new in (
+        ("data.sha256", "'a'", "'b'"),
+        ("machine.dtype", "'a'", "'b'"),
+        ("lora.lora_alpha", run.recipe.lora.lora_alpha, 7),
+        ("training.learning_rate", 0.01, 0.02),
+    ):
+        assert f"{name}: {old} -> {new}" in str(told.value)
+    assert "session_hours" not in str(told.value)
+    assert "save_steps" not in str(told.value)
+
+
+@pytest.mark.parametrize("by", ["argument", "variable"])
+def test_a_change_may_be_accepted_and_is_recorded(run, by, monkeypatch, capsys):
+    train(run, stop_at=3)
+    if by == "variable":
+        monkeypatch.setenv(ACCEPT_VARIABLE, "1")
+    session = Session(run, **({"accept_changes": True} if by == "argument" else {}))
+    trainer = trainer_of(session, weight_decay=0.5)
+    sit(session, trainer)
+    session.complete(trainer)
+    assert run.evidence()["training"]["accepted_changes"] == ["training.weight_decay: 0.0 -> 0.5"]
+    assert "Accepted since checkpoint-3: training.weight_decay: 0.0 -> 0.5." in capsys.readouterr().out
+
+
+def test_the_argument_counts_more_than_the_variable(run, monkeypatch):
+    monkeypatch.setenv(ACCEPT_VARIABLE, "1")
+    assert Session(run).accept_changes
+    assert not Session(run, accept_changes=False).accept_changes
+
+
+def test_a_finished_run_is_loaded_by_other_versions_but_not_for_other_data(run, monkeypatch):
+    from finelab.train import checkpoint
+
+    run.record("data", {"sha256": "a"})
+    train(run)
+    monkeypatch.setattr(checkpoint, "versions", lambda: {"torch": "9.9"})
+    session, _ = train(run)
+    assert session.resume_from_checkpoint.endswith("checkpoint-8")
+    run.record("data", {"sha256": "b"})
+    with pytest.raises(LabError, match=r"data\.sha256: 'a' -> 'b'"):
+        train(run)
+
+
+def test_other_versions_are_named(run, monkeypatch):
+    from finelab.train import checkpoint
+
+    train(run, stop_at=3)
+    found = checkpoint.versions()
+    monkeypatch.setattr(checkpoint, "versions", lambda: found | {"torch": "9.9"})
+    with pytest.raises(LabError) as told:
+        train(run)
+    assert f"versions.torch: '{found['torch']}' -> '9.9'" in str(told.value)
+
+
+def test_a_whole_checkpoint_is_there_at_every_moment_of_a_save(run):
+    from transformers import TrainerCallback
+
+    from finelab.train.checkpoint import Checkpoint, inspect
+
+    class Look(TrainerCallback):  # before the session's: the new one is written, the old ones deleted
+        def on_save(self, args, state, control, **kwargs):
+            folders = sorted(run.checkpoints.glob("checkpoint-*"))
+            whole = {path.name for path in folders if isinstance(inspect(path), Checkpoint)}
+            seen.append((state.global_step, whole))
+
+    seen = []
+    session = Session(run)
+    trainer = trainer_of(session, save_steps=1)
+    trainer.callback_handler.callbacks.insert(0, Look())
+    sit(session, trainer)
+    assert [step for step, _ in seen] == list(range(1, 9))
+    assert all(whole == {f"checkpoint-{step - 1}"} for step, whole in seen[1:])
+
+
+def test_the_manifest_holds_what_a_resume_needs(run):
+    train(run, stop_at=3)
+    manifest = json.loads((run.checkpoints / "checkpoint-3" / "finelab-manifest.json").read_text())
+    assert manifest["certificate"]["resumes"] == []
+    fields = {f"lora.{field.name}" for field in dataclasses.fields(run.recipe.lora)}
+    assert fields <= set(manifest["fingerprint"])

@@ -1,0 +1,409 @@
+"""One training step of LoRA on a Llama, forward and backward by hand, for machines without a GPU.
+
+PyTorch's autograd computes what a fine-tune never uses: padding, the vocabulary's scores where there is no
+label, and every operation on its own pass through memory. Here nothing is computed that is not needed:
+
+- the documents of a batch lie one after another, without padding, each cut after its last label;
+- a frozen weight and its adapter are one matrix product: [x, xA'] [W, sB]', and back [dy, dy sB] [W; A];
+- queries, keys and values are one product, gate and up another;
+- attention goes by blocks of BLOCK queries, so that what lies in the future is skipped, not masked;
+- the head and its cross-entropy see labelled positions only, and give the gradient in the same pass.
+
+`install` puts it in the place of the model's forward in training; the trainer and its calls stay the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finelab.data import IGNORE
+from finelab.machine import Profile
+
+BLOCK = 128  # queries at once: 256 computes more of the future, 64 makes twice the small products
+CHUNK = 64  # labelled rows at once: their scores of 49,152 tokens are 12 MB in float32
+ROPE = ("default", "llama3", "linear")  # those whose frequencies do not depend on the batch
+
+
+def obstacle(model: Any) -> str | None:
+    """Why this model cannot take the step, in words; None when it can."""
+    from peft import PeftModel
+    from peft.tuners.lora import Linear
+
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if type(base).__name__ != "LlamaForCausalLM":
+        return f"it is written for LlamaForCausalLM, not {type(base).__name__}"
+    config = base.config
+    if config.hidden_act != "silu" or config.attention_bias or config.mlp_bias:
+        return "this Llama's layers are not the usual ones (silu, no bias)"
+    if base.model.rotary_emb.rope_type not in ROPE:
+        return f"it does not know the positions of rope type {base.model.rotary_emb.rope_type!r}"
+    trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
+    if not trained or not all(".lora_A." in name or ".lora_B." in name for name in trained):
+        return "something besides LoRA's A and B is trained"
+    adapted = [module for module in base.modules() if hasattr(module, "lora_A")]
+    if not all(type(module) is Linear and _plain(module) for module in adapted):
+        return "it takes LoRA in one adapter, without dropout, bias, DoRA or a quantised base"
+    return None
+
+
+def _plain(module: Any) -> bool:
+    (name, *others) = module.active_adapters
+    dropout = isinstance(module.lora_dropout[name], torch.nn.Identity)
+    biased = module.lora_B[name].bias is not None
+    floating = module.base_layer.weight.is_floating_point()
+    return not others and dropout and not biased and not module.use_dora.get(name, False) and floating
+
+
+def install(model: Any, profile: Profile) -> str:
+    """Let a PEFT model's forward take the step whenever it is asked for a loss in training.
+
+    Where that cannot be, the model stays as it is; the sentence given back says which and why.
+    """
+    if not profile.fast_cpu_step:
+        return f"PyTorch's autograd: {profile.decisions['fast_cpu_step'].reason}"
+    if reason := obstacle(model):
+        return f"PyTorch's autograd, as the step by hand does not fit: {reason}"
+    base = model.get_base_model()
+    llama, forward = Llama(base, profile.torch_dtype()), base.forward
+
+    def step(
+        self: Any,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        from transformers.modeling_outputs import CausalLMOutputWithPast
+
+        if labels is None or input_ids is None or not (self.training and torch.is_grad_enabled()):
+            if num_items_in_batch is not None:
+                kwargs["num_items_in_batch"] = num_items_in_batch
+            return forward(input_ids, attention_mask, position_ids, labels=labels, **kwargs)
+        batch = Batch.of(input_ids, labels, attention_mask, position_ids)
+        total = _Step.apply(llama, batch, *llama.parameters)
+        count = len(batch.labelled) if num_items_in_batch is None else num_items_in_batch
+        return CausalLMOutputWithPast(loss=total / max(count, 1))
+
+    base.forward = types.MethodType(step, base)
+    return f"forward and backward by hand, in {profile.dtype}"
+
+
+class _Step(torch.autograd.Function):  # type: ignore[misc]
+    """The sum of the batch's losses; its gradients are there when the forward returns."""
+
+    @staticmethod
+    def forward(ctx: Any, llama: Llama, batch: Batch, *parameters: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            loss, ctx.gradients = llama.step(batch)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, None, *torch._foreach_mul(ctx.gradients, grad)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents one after another: token ids, their positions, the rows with a label and those labels.
+
+    `documents` are (first row, row after the last).
+    """
+
+    ids: Tensor
+    positions: Tensor
+    labelled: Tensor
+    targets: Tensor
+    documents: list[tuple[int, int]]
+
+    @classmethod
+    def of(
+        cls, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> Batch:
+        """From what a collator makes: rows padded on the right, or flattened with positions that restart."""
+        ids, targets = input_ids.flatten(), labels.roll(-1, 1).flatten()
+        width = input_ids.shape[1]
+        if attention_mask is None and position_ids is not None:
+            positions = position_ids.expand_as(input_ids).flatten()
+        else:
+            positions = torch.arange(width).repeat(len(input_ids))
+        starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
+        targets[torch.tensor(starts[1:]) - 1] = IGNORE  # the next document's first token is not this one's
+        documents, kept, end = [], [], 0
+        for first, after in itertools.pairwise(starts):
+            labelled = (targets[first:after] != IGNORE).nonzero()
+            if len(labelled):  # what follows the last label decides nothing
+                kept.append(torch.arange(first, first + int(labelled[-1]) + 1))
+                documents.append((end, end := end + len(kept[-1])))
+        rows = torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
+        targets = targets[rows]
+        labelled = (targets != IGNORE).nonzero().flatten()
+        return cls(ids[rows], positions[rows], labelled, targets[labelled], documents)
+
+    def blocks(self) -> Iterator[tuple[int, int, int]]:
+        """(first row of the document, first row of the block, row after it), block by block."""
+        for first, after in self.documents:
+            for begin in range(first, after, BLOCK):
+                yield first, begin, min(begin + BLOCK, after)
+
+
+class Projection:
+    """Linear layers that share their input, each with its adapter: one matrix.
+
+    With inputs K, outputs N and ranks r, all layers' together, `matrix` is [[W, s B], [A, 0]] of shape
+    (N + r, K + r). Inputs come as rows of width K + r (`room`), outputs' gradients of width N + r.
+    """
+
+    def __init__(self, linears: list[Any], dtype: torch.dtype) -> None:
+        bases = [getattr(linear, "base_layer", linear) for linear in linears]
+        self.inputs = bases[0].in_features
+        self.outputs = sum(base.out_features for base in bases)
+        self.adapters: list[tuple[slice, slice, Tensor, Tensor, float]] = []
+        row = rank = 0
+        for linear, base in zip(linears, bases, strict=True):
+            if linear is not base:
+                name = linear.active_adapters[0]
+                A, B = linear.lora_A[name].weight, linear.lora_B[name].weight
+                rows, ranks = slice(row, row + len(B)), slice(rank, rank + len(A))
+                self.adapters.append((rows, ranks, A, B, linear.scaling[name]))
+                rank += len(A)
+            row += base.out_features
+        self.matrix = torch.zeros(self.outputs + rank, self.inputs + rank, dtype=dtype)
+        self.matrix[: self.outputs, : self.inputs] = torch.cat([base.weight.detach() for base in bases])
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """A and B of each adapter."""
+        return [weight for *_, A, B, _ in self.adapters for weight in (A, B)]
+
+    def refresh(self) -> None:
+        """Take over the adapters' weights, which the optimizer has changed."""
+        for rows, ranks, A, B, scale in self.adapters:
+            self.matrix[self.outputs :, : self.inputs][ranks] = A.detach()
+            torch.mul(B.detach(), scale, out=self.matrix[rows, self.inputs :][:, ranks])
+
+    def room(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Uninitialised inputs, and the part of them that the caller fills."""
+        x = self.matrix.new_empty(rows, self.matrix.shape[1])
+        return x, x[:, : self.inputs]
+
+    def room_back(self, rows: int) -> tuple[Tensor, Tensor]:
+        """The same for the outputs' gradient."""
+        dy = self.matrix.new_empty(rows, self.matrix.shape[0])
+        return dy, dy[:, : self.outputs]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs; completes `x` by x A'."""
+        K, N = self.inputs, self.outputs
+        if self.adapters:
+            torch.mm(x[:, :K], self.matrix[N:, :K].T, out=x[:, K:])
+        return x @ self.matrix[:N].T
+
+    def backward(self, x: Tensor, dy: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The inputs' gradient, and those of `parameters`; completes `dy` by dy s B."""
+        K, N = self.inputs, self.outputs
+        for rows, ranks, *_ in self.adapters:
+            torch.mm(dy[:, rows], self.matrix[rows, K:][:, ranks], out=dy[:, N:][:, ranks])
+        dA = (dy[:, N:].T @ x[:, :K]).float()
+        gradients = []
+        for rows, ranks, _, _, scale in self.adapters:
+            gradients += [dA[ranks], (dy[:, rows].T @ x[:, K:][:, ranks]).float() * scale]
+        return dy @ self.matrix[:, :K], gradients
+
+
+class Layer:
+    """A decoder layer's four projections and two norms."""
+
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self.o = Projection([attention.o_proj], dtype)
+        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype)
+        self.down = Projection([mlp.down_proj], dtype)
+        self.projections = [self.qkv, self.o, self.gate_up, self.down]
+        self.norm = layer.input_layernorm.weight.detach().to(dtype)
+        self.mlp_norm = layer.post_attention_layernorm.weight.detach().to(dtype)
+
+
+class Llama:
+    """The model's frozen weights laid out for the step, in `dtype`; activations between layers in float32."""
+
+    def __init__(self, base: Any, dtype: torch.dtype) -> None:
+        config = base.config
+        self.dtype, self.eps = dtype, config.rms_norm_eps
+        self.kv_heads = config.num_key_value_heads
+        self.group = config.num_attention_heads // self.kv_heads  # queries that share a key
+        self.head_dim = base.model.layers[0].self_attn.head_dim
+        self.embedding = base.model.embed_tokens.weight.detach()
+        self.rotary = base.model.rotary_emb
+        self.layers = [Layer(layer, dtype) for layer in base.model.layers]
+        self.norm = base.model.norm.weight.detach().to(dtype)
+        self.head = base.lm_head.weight.detach().to(dtype)
+        future = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu(1).repeat_interleave(self.group, 0)
+        self.mask = torch.zeros(future.shape, dtype=dtype).masked_fill_(future, float("-inf"))
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """A and B of every adapter, in the order of the gradients."""
+        return [weight for layer in self.layers for each in layer.projections for weight in each.parameters]
+
+    def step(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The sum of the losses over the labelled positions, and its gradient by `parameters`."""
+        if not batch.documents:
+            return torch.zeros(()), [torch.zeros_like(each) for each in self.parameters]
+        for layer in self.layers:
+            for projection in layer.projections:
+                projection.refresh()
+        x = self.embedding[batch.ids].float()
+        angles = self.angles(batch.positions)
+        saved = [self.layer(layer, x, angles, batch) for layer in self.layers]
+        loss, dx = self.loss(x, batch)
+        gradients: list[list[Tensor]] = []
+        for layer in reversed(self.layers):
+            gradients.append(self.layer_backward(layer, dx, saved.pop(), angles, batch))
+        return loss, [each for layer in reversed(gradients) for each in layer]
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine of each row; attention's 1 / sqrt(head_dim) is shared by query and key."""
+        cos, sin = self.rotary(torch.empty(0), positions[None])
+        sin = torch.cat([-sin[..., : self.head_dim // 2], sin[..., self.head_dim // 2 :]], -1)
+        scale = self.head_dim**-0.25
+        return cos[0, :, None] * scale, sin[0, :, None] * scale
+
+    def layer(self, layer: Layer, x: Tensor, angles: tuple[Tensor, Tensor], batch: Batch) -> tuple[Any, ...]:
+        """Add a layer's two branches to `x`; gives what its backward needs."""
+        rows = len(x)
+        x1, inputs = layer.qkv.room(rows)
+        norm1 = rms_norm(x, layer.norm, self.eps, inputs)
+        q, k, v = self.split(layer.qkv.forward(x1), angles)
+        x2, inputs = layer.o.room(rows)
+        probabilities = self.attention(q, k, v, inputs, batch)
+        x += layer.o.forward(x2)
+        x3, inputs = layer.gate_up.room(rows)
+        norm2 = rms_norm(x, layer.mlp_norm, self.eps, inputs)
+        gate, up = layer.gate_up.forward(x3).chunk(2, 1)
+        silu = torch.nn.functional.silu(gate)
+        x4, inputs = layer.down.room(rows)
+        torch.mul(silu, up, out=inputs)
+        x += layer.down.forward(x4)
+        return x1, norm1, q, k, v, probabilities, x2, x3, norm2, gate, up, silu, x4
+
+    def layer_backward(
+        self, layer: Layer, dx: Tensor, saved: tuple[Any, ...], angles: tuple[Tensor, Tensor], batch: Batch
+    ) -> list[Tensor]:
+        """Turn `dx` from the gradient of a layer's output into that of its input; gives its adapters'."""
+        x1, norm1, q, k, v, probabilities, x2, x3, norm2, gate, up, silu, x4 = saved
+        rows, hidden = dx.shape
+        dy, outputs = layer.down.room_back(rows)
+        outputs.copy_(dx)
+        d, down = layer.down.backward(x4, dy)
+        dy, outputs = layer.gate_up.room_back(rows)
+        dgate, dup = outputs.chunk(2, 1)
+        torch.mul(d, silu, out=dup)
+        dgate.copy_(torch.ops.aten.silu_backward(d.mul_(up), gate))
+        d, gate_up = layer.gate_up.backward(x3, dy)
+        rms_norm_backward(dx, d, x3[:, :hidden], layer.mlp_norm, norm2)
+        dy, outputs = layer.o.room_back(rows)
+        outputs.copy_(dx)
+        d, o = layer.o.backward(x2, dy)
+        dy, outputs = layer.qkv.room_back(rows)
+        self.attention_backward(q, k, v, probabilities, d, angles, outputs, batch)
+        d, qkv = layer.qkv.backward(x1, dy)
+        rms_norm_backward(dx, d, x1[:, :hidden], layer.norm, norm1)
+        return qkv + o + gate_up + down
+
+    def split(self, qkv: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Turned queries, (kv_heads, rows x group, head_dim), and keys and values, (kv_heads, rows, ...)."""
+        heads = qkv.view(len(qkv), -1, self.head_dim)
+        queries = self.kv_heads * self.group
+        turned = rotate(heads[:, : queries + self.kv_heads], *angles).to(self.dtype)
+        q = turned[:, :queries].unflatten(1, (self.kv_heads, self.group)).transpose(0, 1)
+        k, v = turned[:, queries:].transpose(0, 1), heads[:, queries + self.kv_heads :].transpose(0, 1)
+        return q.flatten(1, 2), k.contiguous(), v.contiguous()
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, batch: Batch) -> list[Tensor]:
+        """Write each query's weighted values into `out`; gives the weights, block by block."""
+        by_head = out.unflatten(1, (self.kv_heads, self.group, self.head_dim)).transpose(0, 1)
+        probabilities = []
+        for first, begin, end in batch.blocks():
+            scores = q[:, begin * self.group : end * self.group] @ k[:, first:end].transpose(1, 2)
+            scores[:, :, begin - first :] += self.mask[: (end - begin) * self.group, : end - begin]
+            p = torch.softmax(scores, -1)
+            by_head[:, begin:end] = (p @ v[:, first:end]).unflatten(1, (-1, self.group))
+            probabilities.append(p)
+        return probabilities
+
+    def attention_backward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        probabilities: list[Tensor],
+        d: Tensor,
+        angles: tuple[Tensor, Tensor],
+        outputs: Tensor,
+        batch: Batch,
+    ) -> None:
+        """Write the gradient of queries, keys and values, turned back, into `outputs`."""
+        queries = self.kv_heads * self.group
+        d = d.unflatten(1, (self.kv_heads, self.group, self.head_dim)).transpose(0, 1).flatten(1, 2)
+        dqk = torch.empty(len(outputs), queries + self.kv_heads, self.head_dim)
+        dq = dqk[:, :queries].unflatten(1, (self.kv_heads, self.group)).transpose(0, 1)
+        dk, dv = torch.zeros(2, *k.shape)
+        for (first, begin, end), p in zip(batch.blocks(), probabilities, strict=True):
+            block = slice(begin * self.group, end * self.group)
+            dv[:, first:end] += p.transpose(1, 2) @ d[:, block]
+            dp = d[:, block] @ v[:, first:end].transpose(1, 2)
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+            dq[:, begin:end] = (ds @ k[:, first:end]).unflatten(1, (-1, self.group))
+            dk[:, first:end] += ds.transpose(1, 2) @ q[:, block]
+        dqk[:, queries:] = dk.transpose(0, 1)
+        heads = outputs.unflatten(1, (-1, self.head_dim))
+        heads[:, : queries + self.kv_heads] = rotate(dqk, angles[0], -angles[1])
+        heads[:, queries + self.kv_heads :] = dv.transpose(0, 1)
+
+    def loss(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum of cross-entropies at the labelled rows, and its gradient by `x`."""
+        rows = x[batch.labelled]
+        hidden, gradient = torch.empty(2, *rows.shape, dtype=self.dtype)
+        norm = rms_norm(rows, self.norm, self.eps, hidden)
+        loss = torch.zeros((), dtype=torch.float64)
+        for begin in range(0, len(rows), CHUNK):
+            chunk = slice(begin, begin + CHUNK)
+            scores, targets = hidden[chunk] @ self.head.T, batch.targets[chunk, None]
+            p = torch.log_softmax(scores, -1, dtype=torch.float32)
+            loss -= p.gather(1, targets).sum(dtype=torch.float64)
+            p.exp_().scatter_add_(1, targets, -torch.ones(targets.shape))
+            torch.mm(scores.copy_(p), self.head, out=gradient[chunk])
+        drows = torch.zeros_like(rows)
+        rms_norm_backward(drows, gradient, hidden, self.norm, norm)
+        return loss.float(), torch.zeros_like(x).index_copy_(0, batch.labelled, drows)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Write x / rms(x) * weight into `out`; gives x / rms(x) and 1 / rms(x)."""
+    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    unit = torch.mul(x, scale, out=torch.empty_like(x, dtype=weight.dtype))
+    torch.mul(unit, weight, out=out)
+    return unit, scale
+
+
+def rms_norm_backward(dx: Tensor, dy: Tensor, y: Tensor, weight: Tensor, norm: tuple[Tensor, Tensor]) -> None:
+    """Add the gradient by the norm's input to `dx`: (dy weight - unit mean(dy y)) / rms(x)."""
+    unit, scale = norm
+    shared = torch.sum(dy * y, -1, keepdim=True, dtype=torch.float32) / y.shape[1]
+    dx.addcmul_(torch.addcmul((dy * weight).float(), unit.float(), shared, value=-1), scale)
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + half) of every head by its position's angle; `sin` is signed. In float32."""
+    swapped = heads.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return torch.addcmul(heads * cos, swapped.float(), sin)

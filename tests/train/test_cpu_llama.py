@@ -1,0 +1,226 @@
+"""The step by hand gives autograd's loss and gradients on whatever a collator makes; else it is off."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+
+from finelab import machine
+from finelab.data import IGNORE
+from finelab.train import cpu_llama
+from tests.tiny import MODULES, base_model, with_adapter
+
+HARDWARE = machine.Hardware("cpu", "a processor", "Linux", 2, 8 << 30)
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.fixture
+def profile(preset):
+    return machine.decide(HARDWARE, preset)
+
+
+def model_of(base=None, **adapter):
+    return with_adapter(base_model(**(base or {})), **adapter).train()
+
+
+def padded(documents, labels):
+    width = max(map(len, documents))
+    ids = torch.tensor([[*each, *[2] * (width - len(each))] for each in documents])
+    mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in documents])
+    targets = torch.tensor([[*each, *[IGNORE] * (width - len(each))] for each in labels])
+    return {"input_ids": ids, "attention_mask": mask, "labels": targets}
+
+
+def flat(documents, labels):
+    return {
+        "input_ids": torch.tensor([[id_ for each in documents for id_ in each]]),
+        "labels": torch.tensor([[label for each in labels for label in (IGNORE, *each[1:])]]),
+        "position_ids": torch.tensor([[i for each in documents for i in range(len(each))]]),
+    }
+
+
+def loss_and_gradients(model, batch, count):
+    model.zero_grad(set_to_none=True)
+    loss = model(**batch, num_items_in_batch=count).loss
+    loss.backward()
+    trained = [each for each in model.parameters() if each.requires_grad]
+    return loss.detach(), [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
+
+
+def assert_same(model, profile, documents, labels):
+    """The step's loss and gradients on the padded and on the flat batch are autograd's on the padded one."""
+    count = max(1, sum(label != IGNORE for each in labels for label in each[1:]))
+    loss, gradients = loss_and_gradients(model, padded(documents, labels), count)
+    assert cpu_llama.install(model, profile).startswith("forward and backward by hand")
+    for batch in (padded(documents, labels), flat(documents, labels)):
+        found, ours = loss_and_gradients(model, batch, count)
+        torch.testing.assert_close(found, loss, rtol=1e-5, atol=1e-6)
+        for one, other in zip(ours, gradients, strict=True):
+            assert (one - other).norm() <= 1e-4 * other.norm() + 1e-6
+
+
+def documents_of(lengths, trained, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    documents = [torch.randint(3, 128, (length,), generator=generator).tolist() for length in lengths]
+    draws = [torch.rand(length, generator=generator).tolist() for length in lengths]
+    return documents, [
+        [id_ if draw < trained else IGNORE for id_, draw in zip(ids, row, strict=True)]
+        for ids, row in zip(documents, draws, strict=True)
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    trained=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_loss_and_gradients_are_autograds_whatever_the_documents(lengths, trained, seed):
+    from finelab import recipe
+
+    profile = machine.decide(HARDWARE, recipe.load_preset("smollm2-135m"))
+    assert_same(model_of(), profile, *documents_of(lengths, trained, seed))
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter"),
+    [
+        ({}, {"target_modules": ["q_proj", "v_proj"]}),
+        ({}, {"target_modules": ["gate_proj", "o_proj"]}),
+        ({}, {"use_rslora": True, "r": 8}),
+        ({}, {"rank_pattern": {"q_proj": 2, "up_proj": 6}}),
+        ({"num_key_value_heads": 4}, {}),
+        ({"num_key_value_heads": 1, "head_dim": 16}, {}),
+        ({"tie_word_embeddings": False}, {}),
+        ({"rope_parameters": LLAMA3}, {}),
+    ],
+)
+def test_other_llamas_and_other_adapters(profile, base, adapter):
+    assert_same(model_of(base, **adapter), profile, *documents_of([33, 7, 150, 301], 0.6))
+
+
+def test_a_document_does_not_see_another(profile):
+    model = model_of()
+    cpu_llama.install(model, profile)
+    (first, second), (a, b) = documents_of([40, 30], 0.7)
+    alone = [loss_and_gradients(model, flat([ids], [labels]), 1) for ids, labels in ((first, a), (second, b))]
+    loss, gradients = loss_and_gradients(model, flat([first, second], [a, b]), 1)
+    torch.testing.assert_close(loss, alone[0][0] + alone[1][0])
+    for both, one, other in zip(gradients, alone[0][1], alone[1][1], strict=True):
+        torch.testing.assert_close(both, one + other, rtol=1e-4, atol=1e-5)
+
+
+def test_only_training_is_replaced(profile):
+    model = model_of()
+    batch = padded(*documents_of([20, 9], 0.5))
+    with torch.no_grad():
+        before = model(**batch)
+    cpu_llama.install(model, profile)
+    with torch.no_grad():
+        after = model(**batch)
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.loss, after.loss)
+    assert model.train()(**batch).logits is None
+    assert model.eval()(**batch).logits is not None
+
+
+@pytest.mark.parametrize(
+    ("adapter", "why"),
+    [
+        ({"lora_dropout": 0.1}, "without dropout"),
+        ({"use_dora": True}, "something besides LoRA's A and B"),
+        ({"lora_bias": True}, "without dropout, bias"),
+        ({"modules_to_save": ["lm_head"]}, "something besides LoRA's A and B"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "something besides LoRA's A and B"),
+    ],
+)
+def test_what_it_does_not_know_is_left_to_autograd_and_said(profile, adapter, why):
+    tied = {"tie_word_embeddings": False}
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": MODULES} | adapter)
+    model = get_peft_model(base_model(**tied), config).train()
+    said = cpu_llama.install(model, profile)
+    assert said.startswith("PyTorch's autograd, as the step by hand does not fit")
+    assert why in said
+    assert model(**padded(*documents_of([9], 1.0))).logits is not None
+
+
+def test_another_architecture_is_left_to_autograd(profile):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    small = Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+    )
+    model = get_peft_model(Qwen2ForCausalLM(small), LoraConfig(r=2, target_modules=["q_proj"]))
+    assert "written for LlamaForCausalLM, not Qwen2ForCausalLM" in cpu_llama.install(model, profile)
+
+
+def test_the_recipe_turns_it_off(preset):
+    training = dataclasses.replace(preset.training, fast_cpu_step=False)
+    profile = machine.decide(HARDWARE, dataclasses.replace(preset, training=training))
+    assert cpu_llama.install(model_of(), profile) == "PyTorch's autograd: as the recipe says"
+
+
+def test_a_trainer_ends_with_the_same_weights(profile, tmp_path):
+    from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
+
+    documents, labels = documents_of([20, 31, 8, 27, 12, 40, 5, 16, 9, 22], 0.6)
+    rows = [{"input_ids": ids, "labels": each} for ids, each in zip(documents, labels, strict=True)]
+
+    def trained(by_hand):
+        model = model_of()
+        if by_hand:
+            cpu_llama.install(model, profile)
+        args = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            num_train_epochs=2,
+            learning_rate=1e-3,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        collator = DataCollatorWithFlattening()
+        trainer = Trainer(model=model, args=args, train_dataset=rows, data_collator=collator)
+        trainer.train()
+        return {name: each for name, each in model.named_parameters() if each.requires_grad}
+
+    plain, ours = trained(by_hand=False), trained(by_hand=True)
+    for name, weight in plain.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_in_bfloat16_its_gradients_are_as_close_to_float32_as_pefts(preset, embedded_folder):
+    from transformers import AutoModelForCausalLM
+
+    batch = padded(*documents_of([150, 90, 210], 0.6))
+    fast = dataclasses.replace(HARDWARE, cpu_bfloat16=True)
+
+    def gradient(dtype, by_hand=False, autocast=False):
+        torch.manual_seed(3407)
+        model = AutoModelForCausalLM.from_pretrained(embedded_folder, dtype=dtype)
+        model = with_adapter(model, r=16, moved=False).train()
+        if by_hand:
+            cpu_llama.install(model, machine.decide(fast, preset))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss, gradients = loss_and_gradients(model, batch, 1)
+        return loss, torch.cat([each.flatten() for each in gradients])
+
+    _, exact = gradient(torch.float32)
+    errors = {}
+    for name, options in {"peft": {"autocast": True}, "ours": {"by_hand": True, "autocast": True}}.items():
+        _, found = gradient(torch.bfloat16, **options)
+        errors[name] = float((found - exact).norm() / exact.norm())
+    assert errors["ours"] <= 1.05 * errors["peft"]

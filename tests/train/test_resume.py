@@ -1,0 +1,175 @@
+"""Resumed equals uninterrupted, bit for bit: after a deadline, after signals, and after kill -9.
+
+Run as a script this file is the driver of the kill test: it imports everything once and forks a child for
+each sitting.
+"""
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+from finelab import recipe
+from finelab.files import sha256
+from finelab.run import create_run
+from finelab.train import Session
+from finelab.train.certificate import compare
+from tests.train.sittings import at_step, sit, trainer_of
+
+ADAPTER = "adapter_model.safetensors"
+KILLS = 30
+KILLED = {"num_train_epochs": 10, "save_steps": 1}
+STEPS = 40  # 30 kills get to about the 16th
+LENGTHS = [{"input_ids": [3 + i] * (4 + i % 5), "labels": [3 + i] * (4 + i % 5)} for i in range(16)]
+
+
+def padded(rows):
+    """A batch of rows of unlike lengths."""
+    import torch
+
+    longest = max(len(row["input_ids"]) for row in rows)
+    batch = {name: [row[name] + [0] * (longest - len(row[name])) for row in rows] for name in rows[0]}
+    return {name: torch.tensor(values) for name, values in batch.items()}
+
+
+def finish(run, callbacks=(), **args):
+    """Sit until the run is trained; gives its recorded training and the hash of its adapter."""
+    session = Session(run)
+    trainer = trainer_of(session, callbacks, **args)
+    sit(session, trainer)
+    session.complete(trainer)
+    return run.evidence()["training"], sha256(run.adapter / ADAPTER)
+
+
+def stop_at(run, step, number, **args):
+    session = Session(run)
+    trainer = trainer_of(session, [at_step(step, lambda: signal.raise_signal(number))], **args)
+    sit(session, trainer)
+    assert trainer.state.global_step == step
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run that was never stopped."""
+    run = create_run(tmp_path_factory.mktemp("straight") / "run", recipe.load_preset("smollm2-135m"))
+    return finish(run)
+
+
+def assert_the_same(first, second):
+    assert compare(first[0]["certificate"], second[0]["certificate"]) == []
+    assert first[1] == second[1]
+    assert second[0]["certificate"]["restored_exactly"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_signals_within_and_between_epochs(run, straight, number):
+    stop_at(run, 3, number)
+    stop_at(run, 4, number)
+    resumed = finish(run)
+    assert resumed[0]["resumes"] == [3, 4]
+    assert_the_same(straight, resumed)
+
+
+def test_after_deadlines(run, straight, capsys):
+    short = type(run)(run.folder, recipe.override(run.recipe, ["training.session_hours=0.0001"]))
+    for step in range(1, 8):  # each sitting has the time for one step
+        session = Session(short)
+        trainer = trainer_of(session)
+        sit(session, trainer)
+        assert trainer.state.global_step == step
+        assert f"hours of this sitting are over: step {step} is saved" in capsys.readouterr().out
+    resumed = finish(short)
+    assert resumed[0]["resumes"] == [1, 2, 3, 4, 5, 6, 7]
+    assert_the_same(straight, resumed)
+
+
+def test_with_rows_grouped_by_length_in_a_later_epoch(run, tmp_path):
+    args = {"rows": LENGTHS, "collator": padded, "train_sampling_strategy": "group_by_length"}
+    whole = finish(create_run(tmp_path / "whole", run.recipe), **args)
+    stop_at(run, 6, signal.SIGINT, **args)
+    assert_the_same(whole, finish(run, **args))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child for each sitting")
+def test_after_kill_9_at_random_moments(tmp_path):
+    """One run killed 30 times, while it steps and while it writes checkpoints."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (tmp_path / "log.txt").read_text(encoding="utf-8") + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["kills"] == KILLS
+    assert told["broken"] > 0, "no kill hit a checkpoint being written"
+    assert told["broken"] == len(list((tmp_path / "killed" / "checkpoints").glob("broken-*")))
+    assert told["killed"][0]["steps"] == STEPS
+    assert told["killed"][0]["resumes"]
+    assert_the_same(told["straight"], told["killed"])
+
+
+def child(log, run, callbacks=()):
+    """A sitting in a child process, whose output goes to `log`; its result goes beside the run."""
+    number = os.fork()
+    if number:
+        return number
+    try:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        result = finish(run, callbacks, **KILLED)
+        run.folder.with_suffix(".json").write_text(json.dumps(result), encoding="utf-8")
+        sys.stdout.flush()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def killed(log, run, delay_s):
+    """Whether a sitting was killed, `delay_s` after its training began, before it ended by itself."""
+    from transformers import TrainerCallback
+
+    began, begins = os.pipe()
+
+    class Begins(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            os.write(begins, b".")
+
+    number = child(log, run, [Begins()])
+    os.close(begins)
+    os.read(began, 1)
+    select.select([], [], [], delay_s)  # the random moment
+    os.kill(number, signal.SIGKILL)
+    os.close(began)
+    return os.WIFSIGNALED(os.waitpid(number, 0)[1])
+
+
+def drive(folder):
+    """Train one run straight and one that is killed 30 times; print how they ended."""
+    from transformers import Trainer  # noqa: F401  # here, so that no child has to load it
+
+    dice, preset = random.Random(3407), recipe.load_preset("smollm2-135m")
+    straight, broken = (create_run(folder / name, preset) for name in ("straight", "killed"))
+    with (folder / "log.txt").open("wb") as log:
+        os.waitpid(child(log, straight), 0)
+        step_s = straight.evidence()["training"]["seconds"] / STEPS
+        kills = sum(killed(log, broken, dice.uniform(0, 2 * step_s)) for _ in range(KILLS))
+        os.waitpid(child(log, broken), 0)
+    said = (folder / "log.txt").read_text(encoding="utf-8")
+    results = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("straight", "killed")}
+    print(json.dumps({"kills": kills, "broken": said.count("is not whole"), **results}))
+
+
+if __name__ == "__main__":
+    drive(Path(sys.argv[1]))
