@@ -32,7 +32,7 @@ MARGIN = 1.03  # by so much a setting has to be faster, twice, to replace anothe
 LOSS_TOLERANCE = 0.01  # nats per trained token; bf16 alone moves the loss by up to 0.006
 TOKENS_TOLERANCE = 0.15  # by which packed rows may change the tokens of an optimizer step
 LEAST_S, MOST_S, SHARE = 25.0, 300.0, 0.03  # a tuning may take 3 % of its run, within these bounds
-STEPS = {"cpu": 1, "cuda": 2}  # optimizer steps whose rows make a trial
+STEPS = 2  # optimizer steps whose rows make a trial
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def tune(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> T
         print("The record of an earlier tuning cannot be read; it is measured again.")
     lengths = [len(row) for row in rows["input_ids"]]
     data = rows_of(lengths, run.recipe, reference)
-    chosen = sample(lengths, round(STEPS[profile.device] * data.tokens_per_step(reference) / data.mean))
+    chosen = sample(lengths, round(STEPS * data.tokens_per_step(reference) / data.mean))
     picked = rows.select(chosen)
     capacity = profile.hardware.gpu_memory_bytes or profile.hardware.memory_bytes
 
@@ -243,7 +243,7 @@ class Search:
         return self.best or self.reference
 
     def _climb(self, start: Setting) -> None:
-        """Larger micro-batches as long as each is faster than the one before; if none is, smaller ones."""
+        """Larger micro-batches until one is slower than the best; if none was faster, smaller ones."""
         rows = start.per_device_train_batch_size * start.gradient_accumulation_steps
         size = start.per_device_train_batch_size
         sizes = [each for each in range(1, rows + 1) if rows % each == 0]
@@ -253,12 +253,15 @@ class Search:
             self._while_faster(smaller)
 
     def _while_faster(self, settings: Sequence[Setting]) -> bool:
-        """Try one after the other until one is not faster; whether any was. Until one fits, go on."""
+        """Try one after the other until one is worse; whether any was faster. Until one fits, go on.
+
+        One within the noise does not end it: each doubling may add less than the noise, and all of them more.
+        """
         won = False
         for setting in settings:
             if self._try(setting):
                 won = True
-            elif self.best:
+            elif self.best and self.verdicts[setting] != "within noise":
                 break
         return won
 

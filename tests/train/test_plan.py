@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finelab import LabError, machine, recipe
-from finelab.train import cards, ledger
+from finelab.train import Session, cards, ledger
 from finelab.train.batches import Batch, collator, row_squares, training_rows
 from finelab.train.memory import SHAPES
 from finelab.train.plan import (
@@ -99,6 +99,15 @@ def trainer_of(tmp_path, tokenizer):
     return make
 
 
+def train_in_a_sitting(run, trainer):
+    """As notebook 03 trains: the session also decides the order of rows grouped by length."""
+    session = Session(run)
+    for callback in session.callbacks():
+        trainer.add_callback(callback)
+    with session.sitting(trainer):
+        trainer.train()
+
+
 @pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
 @pytest.mark.parametrize("seed", [3407, 7])
 @pytest.mark.parametrize(
@@ -110,10 +119,10 @@ def trainer_of(tmp_path, tokenizer):
         (3, {"num_train_epochs": 2}),  # less than a batch
     ],
 )
-def test_the_plan_has_the_batches_that_are_trained(trainer_of, strategy, seed, count, changes):
+def test_the_plan_has_the_batches_that_are_trained(run, trainer_of, strategy, seed, count, changes):
     rows = rows_of(count)
     trainer = trainer_of(rows, seed=seed, train_sampling_strategy=strategy, **changes)
-    trainer.train()
+    train_in_a_sitting(run, trainer)
     schedule = Schedule(
         4, 2, changes.get("num_train_epochs", 3), changes.get("max_steps", -1), seed, strategy
     )
@@ -135,7 +144,7 @@ def test_the_plan_has_the_batches_that_are_trained(trainer_of, strategy, seed, c
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 def test_the_plan_has_the_flat_and_packed_batches_that_are_trained(
-    trainer_of, tokenizer, profile, packing, strategy
+    run, trainer_of, tokenizer, profile, packing, strategy
 ):
     from datasets import Dataset
 
@@ -148,7 +157,7 @@ def test_the_plan_has_the_flat_and_packed_batches_that_are_trained(
         train_sampling_strategy=strategy,
         include_num_input_tokens_seen="all",
     )
-    trainer.train()
+    train_in_a_sitting(run, trainer)
     lengths, trained = token_counts(trainer.train_dataset)
     work = workload(
         lengths, trained, Schedule(4, 2, 2, -1, 42, strategy, padding_free=True), row_squares(made, lengths)

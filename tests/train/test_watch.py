@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import functools
+import importlib
 import io
 import math
 import random
@@ -181,7 +182,8 @@ trainer.train();
 
 def test_a_picture_that_fails_does_not_stop_the_run(run, trainer_of, monkeypatch, capsys):
     monkeypatch.setattr("finelab.show.live.in_notebook", lambda: True)
-    monkeypatch.setattr("finelab.train.watch.png", lambda figure: 1 / 0)
+    module = importlib.import_module("finelab.train.watch")  # the package has a function of this name
+    monkeypatch.setattr(module, "png", lambda figure: 1 / 0)
     trainer = trainer_of(run)
     trainer.train()
     assert trainer.state.global_step == 8
