@@ -26,11 +26,13 @@ STAGES = ("01_data", "03_train")
 RECIPES = {
     "as shipped": [],
     "r 64, batch 4 x 2": [
+        "training.tune=false",
         "lora.r=64",
         "training.per_device_train_batch_size=4",
         "training.gradient_accumulation_steps=2",
     ],
     "r 8, batch 8 x 1, rows of 128 tokens": [
+        "training.tune=false",
         "lora.r=8",
         "training.per_device_train_batch_size=8",
         "training.gradient_accumulation_steps=1",

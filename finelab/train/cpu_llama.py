@@ -73,7 +73,7 @@ def install(model: Any, profile: Profile) -> str:
     base = model.get_base_model()
     llama, forward = Llama(base, profile.torch_dtype()), base.forward
 
-    def step(
+    def by_hand(
         self: Any,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -93,8 +93,13 @@ def install(model: Any, profile: Profile) -> str:
         count = len(batch.labelled) if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / max(count, 1))
 
-    base.forward = types.MethodType(step, base)
+    base.forward = types.MethodType(by_hand, base)
     return f"forward and backward by hand, in {profile.dtype}"
+
+
+def installed(model: Any) -> bool:
+    """Whether this PEFT model takes the step by hand."""
+    return getattr(model.get_base_model().forward, "__name__", "") == "by_hand"
 
 
 class _Step(torch.autograd.Function):  # type: ignore[misc]

@@ -38,11 +38,12 @@ from finelab.train.memory import (
     shape_memory,
     shape_of,
 )
-from finelab.train.probe import Probe, probe
+from finelab.train.probe import Probe, probe, timed_save
 
 DRIFT = 0.10  # the least half-width of a probe's band: one batch again and again for 100 s varied by +-10 %
 FRESH = 24  # micro-batches: having met many lengths, a CPU process slows down (its heap in pieces, we guess)
-CPU_SLOWING = 1.2  # by so much: 1.18 to 1.22 measured on the embedded default; with one length by nothing
+CPU_SLOWING = 1.2  # by so much: 1.18 to 1.22 measured; with one length, or the step by hand, by nothing
+CPU_ADAM_S = 3.5e-9  # clipping and AdamW take so long for each trained parameter
 LEDGER_BAND = 0.15  # of a time from earlier runs, whose rows may have been of other lengths
 SAVE_TOTAL_LIMIT = 2  # as notebook 03 saves
 
@@ -206,7 +207,7 @@ def assumed_counts(rows: int, max_seq_length: int) -> tuple[list[int], list[int]
 class Rate:
     """The seconds of a micro-batch, and half the width of the band around their sum, as a share.
 
-    From the 25th on, a micro-batch takes `slowing` times as long.
+    From the 25th on, a micro-batch takes `slowing` times as long. `beside_s` is what the run takes besides.
     """
 
     overhead_s: float
@@ -215,12 +216,14 @@ class Rate:
     band_share: float
     basis: str
     slowing: float = 1.0
+    beside_s: float = 0.0
 
     def seconds(self, batches: Sequence[Batch]) -> float:
-        """The seconds that these micro-batches take together."""
+        """The seconds that a run of these micro-batches takes."""
         _, positions, squares = np.array(batches, dtype=float).T
         per_batch = self.overhead_s + self.per_token_s * positions + self.per_square_s * squares
-        return float(per_batch[:FRESH].sum() + self.slowing * per_batch[FRESH:].sum())
+        together = per_batch[:FRESH].sum() + self.slowing * per_batch[FRESH:].sum()
+        return float(together) + self.beside_s
 
 
 def fit_rate(timings: Sequence[tuple[Batch, float]]) -> Rate:
@@ -418,20 +421,32 @@ def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
     lengths, trained = token_counts(trainer.train_dataset)
     squares = row_squares(trainer.train_dataset, lengths)
     measured = probe(trainer, schedule.epoch(lengths), lengths)
-    rate = fit_rate(measured.timings)
-    if profile.device == "cpu":
-        rate = dataclasses.replace(rate, slowing=CPU_SLOWING)
+    shape = shape_from_config(trainer.model.config.to_dict())
+    work = workload(lengths, trained, schedule, squares)
     plan = make_plan(
         recipe,
         profile,
-        shape_from_config(trainer.model.config.to_dict()),
-        workload(lengths, trained, schedule, squares),
-        rate,
+        shape,
+        work,
+        _whole_rate(fit_rate(measured.timings), run, profile, trainer, work.steps),
         probed=measured,
         earlier=ledger.correction(ledger.machine_key(recipe, profile)),
     )
     run.record("plan", dataclasses.asdict(plan))
     return plan
+
+
+def _whole_rate(rate: Rate, run: Run, profile: Profile, trainer: Any, steps: int) -> Rate:
+    """The probe's rate with what no probe of micro-batches sees: optimizer steps, saves, a CPU that slows."""
+    from finelab.train.cpu_llama import installed
+
+    trained = sum(each.numel() for each in trainer.model.parameters() if each.requires_grad)
+    saves = math.ceil(steps / trainer.args.save_steps) if trainer.args.save_strategy == "steps" else 0
+    beside_s = saves * timed_save(run.checkpoints, 12 * trained)  # the adapter and Adam's moments in float32
+    if profile.device != "cpu":
+        return dataclasses.replace(rate, beside_s=beside_s)
+    slowing = 1.0 if installed(trainer.model) else CPU_SLOWING
+    return dataclasses.replace(rate, slowing=slowing, beside_s=beside_s + steps * trained * CPU_ADAM_S)
 
 
 def _as_trained(recipe: Recipe, profile: Profile, args: Any) -> tuple[Recipe, Profile]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import math
+import os
 import random
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finelab import machine
+from finelab.files import writing
 from finelab.train.batches import Batch, collated, flattens, positions
 
 WARM_UP = (1, 0, 0.5)  # by size: the largest batch, which shows the memory, the smallest, a middle one
@@ -59,6 +65,21 @@ def _timed(trainer: Any, model: Any, loader: Any, rows: Sequence[int]) -> tuple[
     began = time.perf_counter()
     done = step(trainer, model, loader, [rows])
     return done.batches[0], time.perf_counter() - began
+
+
+def timed_save(folder: Path, size_bytes: int) -> float:
+    """Seconds to write, force to the disk and hash so many bytes there, as sealing a checkpoint does."""
+    block, began = os.urandom(1 << 20), time.perf_counter()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for _ in range(math.ceil(size_bytes / len(block))):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            hashlib.file_digest(file, "sha256")
+    return time.perf_counter() - began
 
 
 @dataclass(frozen=True)

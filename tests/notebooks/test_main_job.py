@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from finelab.files import sha256
+from finelab.train.certificate import compare
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +22,7 @@ SLICE = [
     "training.save_steps=2",
     "training.learning_rate=1e-3",
     "training.warmup_steps=0",
+    "training.tune=false",  # two runs that are compared bit for bit must have the same batches
     "chat.max_new_tokens=16",
 ]
 STAGES = ["01_data", "02_adapter", "03_train", "04_publish", "05_chat"]
@@ -130,6 +132,18 @@ def test_the_evidence_has_the_promised_keys(whole):
     assert evidence["publish"]["files_verified"] >= 6
 
 
+def test_the_held_out_loss_on_the_way_and_the_tuned_batches_reach_the_trainer(lab):
+    """What the small runs leave out: measured batches, intervals, early stopping with the best adapter kept."""
+    changes = ["training.tune=true", "training.eval_steps=2", "training.early_stopping_patience=1"]
+    notebook = lab.runs / "watched" / "notebooks" / "03_train.ipynb"
+    lab.kill_when(notebook, *small("watched", *changes))
+    evidence = json.loads((lab.runs / "watched" / "evidence.json").read_text(encoding="utf-8"))
+    assert [trial["verdict"] for trial in evidence["tuning"]["trials"]].count("chosen") == 1
+    assert evidence["training"]["best_heldout_loss"] < 5
+    assert evidence["training"]["best_step"] in (2, 4, 6)
+    assert "heldout " in notebook.read_text(encoding="utf-8")
+
+
 def test_the_counted_tokens_are_the_tokens_that_were_trained_on(whole):
     """Six steps of eight rows out of fewer: whole epochs and a rest, counted from the rows."""
     folder, _, _ = whole
@@ -195,6 +209,9 @@ def test_killed_in_training_it_goes_on_and_ends_the_same(lab, whole):
         folder / "adapter" / "adapter_model.safetensors"
     )
     assert evidence["evaluation"] == uninterrupted["evaluation"]
+    certificates = [each["training"]["certificate"] for each in (evidence, uninterrupted)]
+    assert compare(*certificates) == []
+    assert certificates[0]["restored_exactly"]
 
 
 def test_a_finished_run_is_not_trained_one_step_further(lab, whole):
