@@ -133,7 +133,7 @@ def test_the_evidence_has_the_promised_keys(whole):
 
 
 def test_the_held_out_loss_on_the_way_and_the_tuned_batches_reach_the_trainer(lab):
-    """What the small runs leave out: measured batches, intervals, early stopping with the best adapter kept."""
+    """What the small runs leave out: measured batches, intervals, early stopping, the best adapter kept."""
     changes = ["training.tune=true", "training.eval_steps=2", "training.early_stopping_patience=1"]
     notebook = lab.runs / "watched" / "notebooks" / "03_train.ipynb"
     lab.kill_when(notebook, *small("watched", *changes))
