@@ -16,6 +16,7 @@ from finelab.recipe import Recipe
 
 RUN_VARIABLE = "FINELAB_RUN"
 RECIPE_VARIABLE = "FINELAB_RECIPE"
+ACCEPT_VARIABLE = "FINELAB_ACCEPT_CHANGES"  # 1: a training goes on although something changed
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 RUNS = Path(os.environ.get("FINELAB_RUNS") or Path(__file__).parent.parent / "runs").absolute()
 

@@ -19,8 +19,7 @@ from finelab.errors import LabError
 from finelab.files import writing
 from finelab.machine import require_free_space
 from finelab.recipe import Recipe
-from finelab.run import NOTEBOOKS, RUNS, Run, create_run, default_recipe, open_run
-from finelab.train.session import ACCEPT_VARIABLE
+from finelab.run import ACCEPT_VARIABLE, NOTEBOOKS, RUNS, Run, create_run, default_recipe, open_run
 
 if TYPE_CHECKING:
     from rich.console import Console

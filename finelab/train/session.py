@@ -14,7 +14,7 @@ from typing import Any
 from finelab.errors import LabError
 from finelab.files import staged, writing
 from finelab.machine import peak_memory_bytes, require_free_space
-from finelab.run import Run
+from finelab.run import ACCEPT_VARIABLE, Run
 from finelab.train.certificate import Chain, watching
 from finelab.train.checkpoint import (
     Checkpoint,
@@ -27,7 +27,6 @@ from finelab.train.checkpoint import (
 )
 from finelab.train.stop import Stop
 
-ACCEPT_VARIABLE = "FINELAB_ACCEPT_CHANGES"
 GO_ON = "run this notebook again, or the same lab.py command, to go on"
 ENVIRONMENT = ("versions.", "machine.")  # may differ when a finished run is only loaded
 

@@ -9,7 +9,7 @@ from finelab import LabError
 from finelab.__main__ import main
 from finelab.commands import run as command
 from finelab.commands.run import OUTPUTS, copy_of, prepare, run_stages, set_aside, stages_from
-from finelab.train.session import ACCEPT_VARIABLE
+from finelab.run import ACCEPT_VARIABLE
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ import pytest
 from finelab import LabError
 from finelab.files import sha256, write_json
 from finelab.recipe import override
-from finelab.run import Run, create_run
+from finelab.run import ACCEPT_VARIABLE, Run, create_run
 from finelab.train import Session
-from finelab.train.session import ACCEPT_VARIABLE
 from tests.train.sittings import at_step, sit, trainer_of
 
 ADAPTER = "adapter_model.safetensors"
