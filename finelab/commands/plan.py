@@ -93,8 +93,9 @@ def row_counts(chosen: Recipe, run: Run | None) -> tuple[tuple[list[int], list[i
     Without `run` it is the run called as the recipe, if there is one. Rows that were prepared with another
     [data] section do not count. LabError when nothing is known.
     """
+    from finelab.train.batches import token_counts
     from finelab.train.cards import finetome
-    from finelab.train.plan import assumed_counts, token_counts
+    from finelab.train.plan import assumed_counts
 
     longest = chosen.model.max_seq_length
     if run is None and (folder_of(chosen.name) / "recipe.toml").exists():

@@ -12,6 +12,9 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from finelab.data.xray import IGNORE
 from finelab.errors import LabError
 from finelab.machine import Profile
 
@@ -63,7 +66,7 @@ def packed(rows: Any, max_length: int) -> Any:
     """
     from trl import pack_dataset
 
-    lengths = [len(row) for row in rows["input_ids"]]
+    lengths, _ = token_counts(rows)
     longest = max(lengths)
     if longest > max_length:
         raise LabError(
@@ -104,6 +107,22 @@ def batch_of(lengths: Sequence[int], squares: Sequence[int], flat: bool) -> Batc
 def positions(lengths: Sequence[int], flat: bool) -> int:
     """What a micro-batch of such rows computes: with padding, each is as long as the longest."""
     return sum(lengths) if flat else len(lengths) * max(lengths)
+
+
+def token_counts(rows: Any) -> tuple[list[int], list[int]]:
+    """The length of each row of a `datasets.Dataset`, and how many of its tokens carry a label."""
+    import pyarrow.compute as pc
+
+    lengths: list[int] = []
+    trained: list[int] = []
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        labels = table["labels"].combine_chunks()
+        sizes = pc.list_value_length(labels).to_numpy()
+        before = np.concatenate([[0], np.cumsum(labels.flatten().to_numpy() != IGNORE)])
+        ends = np.cumsum(sizes)
+        lengths += sizes.tolist()
+        trained += (before[ends] - before[ends - sizes]).tolist()
+    return lengths, trained
 
 
 def row_squares(rows: Any, lengths: Sequence[int]) -> list[int]:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from finelab import machine
-from finelab.data.xray import IGNORE, packed_rows
+from finelab.data.xray import packed_rows
 from finelab.errors import LabError
 from finelab.machine import Profile
 from finelab.recipe import SAMPLING, Recipe
 from finelab.run import Run
 from finelab.train import cards, ledger
-from finelab.train.batches import Batch, batch_of, flattens, row_squares
+from finelab.train.batches import Batch, batch_of, flattens, row_squares, token_counts
 from finelab.train.memory import (
     ModelShape,
     Setting,
@@ -173,22 +173,6 @@ def workload(
         tokens=sum(lengths[i] for i in met),
         trained_tokens=sum(trained[i] for i in met),
     )
-
-
-def token_counts(rows: Any) -> tuple[list[int], list[int]]:
-    """The length of each row of a `datasets.Dataset`, and how many of its tokens carry a label."""
-    import pyarrow.compute as pc
-
-    lengths: list[int] = []
-    trained: list[int] = []
-    for table in rows.with_format("arrow").iter(batch_size=1000):
-        labels = table["labels"].combine_chunks()
-        sizes = pc.list_value_length(labels).to_numpy()
-        before = np.concatenate([[0], np.cumsum(labels.flatten().to_numpy() != IGNORE)])
-        ends = np.cumsum(sizes)
-        lengths += sizes.tolist()
-        trained += (before[ends] - before[ends - sizes]).tolist()
-    return lengths, trained
 
 
 def assumed_counts(rows: int, max_seq_length: int) -> tuple[list[int], list[int]]:

@@ -25,7 +25,14 @@ from finelab.machine import Profile
 from finelab.recipe import SAMPLING, Recipe
 from finelab.run import Run
 from finelab.show import Live
-from finelab.train.batches import batching, collator, no_progress_bars, positions, training_rows
+from finelab.train.batches import (
+    batching,
+    collator,
+    no_progress_bars,
+    positions,
+    token_counts,
+    training_rows,
+)
 from finelab.train.probe import prepared, step, unchanged
 
 MARGIN = 1.03  # by so much a setting has to be faster, twice, to replace another
@@ -135,7 +142,7 @@ def tune(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> T
         )
     if kept:
         print("The record of an earlier tuning cannot be read; it is measured again.")
-    lengths = [len(row) for row in rows["input_ids"]]
+    lengths, _ = token_counts(rows)
     data = rows_of(lengths, run.recipe, reference)
     chosen = sample(lengths, round(STEPS * data.tokens_per_step(reference) / data.mean))
     picked = rows.select(chosen)

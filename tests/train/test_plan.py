@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finelab import LabError, machine, recipe
 from finelab.train import Session, cards, ledger
-from finelab.train.batches import Batch, collator, row_squares, training_rows
+from finelab.train.batches import Batch, collator, row_squares, token_counts, training_rows
 from finelab.train.memory import SHAPES
 from finelab.train.plan import (
     Rate,
@@ -25,7 +25,6 @@ from finelab.train.plan import (
     plan_here,
     plan_on_card,
     plan_training,
-    token_counts,
     workload,
 )
 from finelab.train.probe import FEWEST, WARM_UP, Probe, probe
