@@ -101,6 +101,11 @@ class Workload:
         """How many unlike micro-batches there are."""
         return len({batch[:2] for batch in self.batches})
 
+    @property
+    def mean_positions(self) -> float:
+        """Positions of a micro-batch."""
+        return self.padded_tokens / len(self.batches)
+
 
 def epoch_batches(
     lengths: Sequence[int],
@@ -318,7 +323,7 @@ def make_plan(
     """Put the plan together, its memory from a probe if there is one, else from the estimate by part."""
     setting = setting_of(recipe, profile, *work.largest)
     parts, cloud = memory(shape, setting), _cloud(recipe, shape, work)
-    peak = round(_peak(setting, parts, work, probed) * earlier.peak_memory_bytes)
+    peak = round(_peak(shape, setting, parts, work, probed) * earlier.peak_memory_bytes)
     needed, capacity = peak, profile.hardware.memory_bytes
     if profile.device == "cuda":
         needed, capacity = peak + parts["context"], profile.hardware.gpu_memory_bytes
@@ -350,12 +355,14 @@ def _predicted(work: Workload, seconds: float, peak: int) -> dict[str, float]:
     }
 
 
-def _peak(setting: Setting, parts: dict[str, int], work: Workload, probed: Probe | None) -> int:
+def _peak(
+    shape: ModelShape, setting: Setting, parts: dict[str, int], work: Workload, probed: Probe | None
+) -> int:
     """What `machine.peak_memory_bytes` will say; a probe has seen neither Adam's moments nor all shapes."""
+    seen, known = 1, counted(parts, setting.device)
     if probed:
-        peak = probed.peak_memory_bytes + parts["optimizer"]
-        return peak + shape_memory(work.shapes - probed.shapes, setting.device)
-    return counted(parts, setting.device) + shape_memory(work.shapes - 1, setting.device)
+        seen, known = probed.shapes, probed.peak_memory_bytes + parts["optimizer"]
+    return known + shape_memory(shape, setting, work.shapes - seen, work.mean_positions)
 
 
 def _basis(rate: Rate | None, earlier: ledger.Correction, cloud: Sequence[Any]) -> list[str]:
