@@ -198,7 +198,7 @@ def counted(parts: Mapping[str, int], device: str) -> int:
 
 
 def shape_memory(shape: ModelShape, setting: Setting, new_shapes: int, tokens: float) -> int:
-    """Bytes by which a process grows when it meets more batch shapes, of `tokens` each: on a CPU gaps stay."""
+    """Bytes by which a process grows when it meets more batch shapes, of `tokens` each: on a CPU, gaps."""
     if setting.device != "cpu":
         return 0
     gap = CPU_GAP * _saved_by_layer(shape, setting.weight_bits) * tokens
