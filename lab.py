@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parent
-COMMANDS = ("run", "test", "notebooks", "chat", "plan", "doctor")
+COMMANDS = ("run", "test", "notebooks", "chat", "serve", "plan", "doctor")
 OLDEST, NEWEST = (3, 11), (3, 13)
 # The package index's own torch is the CUDA build on Linux (gigabytes) and the CPU build on Windows.
 TORCH_INDEX = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from finelab.commands import chat, doctor, notebooks, plan, run, test
+from finelab.commands import chat, doctor, notebooks, plan, run, serve, test
 from finelab.errors import LabError
 
 COMMANDS = {
@@ -13,6 +13,7 @@ COMMANDS = {
     "test": test,
     "notebooks": notebooks,
     "chat": chat,
+    "serve": serve,
     "plan": plan,
     "doctor": doctor,
 }

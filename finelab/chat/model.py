@@ -8,9 +8,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from finelab.data import render
+from finelab.chat.prompt import render_prompt
 from finelab.data.conversation import Message
-from finelab.data.standardize import clean, control_pattern, control_tokens
 from finelab.recipe import Chat
 from finelab.run import Run
 
@@ -25,10 +24,8 @@ class ChatModel:
     date_string: str
 
     def prompt(self, messages: list[Message]) -> str:
-        """The text the model sees: rendered as in training, with control tokens in it broken up."""
-        control = control_pattern(control_tokens(self.tokenizer))
-        safe = [{"role": each["role"], "content": clean(each["content"], control)} for each in messages]
-        return render(self.tokenizer, safe, self.date_string, add_generation_prompt=True)
+        """The text the model sees."""
+        return render_prompt(self.tokenizer, messages, self.date_string)
 
     def stream(
         self, messages: list[Message], tuned: bool = True, temperature: float | None = None

@@ -1,0 +1,262 @@
+"""Answers for several clients out of one loaded model: each step computes one token for all of them at once.
+
+Continuous batching (Yu et al. 2022, "Orca"): an answer joins and leaves between two steps. Each has a row of
+the cache; a prompt is read in pieces, so that the answers under way go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from finelab.chat.rows import Rows
+from finelab.chat.sampling import Sampler, Sampling, Token
+from finelab.chat.text import Text
+
+BASE = "base"
+PIECE = 256  # prompt tokens per forward: 0.2 s of a 135M model on two cores, the longest that the others wait
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came of an answer: text, its tokens, and at the end why it ended ("stop", "length") or failed."""
+
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    finish: str | None = None
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class Answer:
+    """One answer to be made; `emit` is called with its pieces from the engine's thread."""
+
+    model: str
+    prompt: list[int]
+    emit: Callable[[Piece], None]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 256
+    stop: Sequence[str] = ()
+    cancelled: bool = False
+    cached: int = 0  # prompt tokens that had been computed before
+    generated: int = 0
+
+
+class QueueFull(Exception):
+    """More answers are waiting than the server allows."""
+
+
+class Engine:
+    """Makes answers in a thread of its own; `with Engine(...) as engine: engine.submit([answer])`."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_concurrency: int = 4,
+        max_queue: int = 16,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_concurrency = max_concurrency
+        self.max_queue = max_queue
+        self.eos = end_tokens(model, tokenizer)
+        self._names: list[str] = []  # of each row's adapter, in the forward that is running
+        for layer in adapted_layers(model):
+            layer.register_forward_pre_hook(self._name_rows, with_kwargs=True)
+        self.alive = True
+        self._rows = Rows(max_concurrency)
+        self._waiting: deque[Answer] = deque()
+        self._running: list[_Running] = []  # at the place of its row; one whose prompt is being read is last
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    def __enter__(self) -> Engine:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def running(self) -> int:
+        """Answers that have a row."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Answers in the queue."""
+        return len(self._waiting)
+
+    def submit(self, answers: Sequence[Answer]) -> None:
+        """Queue all of them, or none: QueueFull when they do not fit."""
+        with self._changed:
+            places = self.max_concurrency + self.max_queue - self.running - self.waiting
+            if len(answers) > places:
+                raise QueueFull
+            self._waiting.extend(answers)
+            self._changed.notify()
+
+    def cancel(self, answers: Sequence[Answer]) -> None:
+        """End them before the next step; they emit nothing more."""
+        with self._changed:
+            for answer in answers:
+                answer.cancelled = True
+            self._changed.notify()
+
+    def _loop(self) -> None:
+        import torch
+
+        try:
+            with torch.inference_mode():
+                while self._wait():
+                    try:
+                        self._turn()
+                    except (
+                        Exception
+                    ) as error:  # out of memory, say: these answers fail, the next ones may not
+                        traceback.print_exc()
+                        self._fail(error)
+        finally:
+            self.alive = False
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; False when there never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._waiting or self._running)
+            return not self._closing
+
+    def _turn(self) -> None:
+        """Let answers come and go, read a piece of one prompt, and draw a token for each of the others."""
+        self._come_and_go()
+        if self._running and self._running[-1].unread:
+            self._read(len(self._running) - 1)
+        if running := [each for each in self._running if not each.unread]:
+            self._step(running)
+
+    def _come_and_go(self) -> None:
+        with self._changed:
+            self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
+            for running in [each for each in self._running if each.answer.cancelled]:
+                self._leave(running)
+            reading = self._running and self._running[-1].unread
+            if self._waiting and not reading and len(self._running) < self.max_concurrency:
+                self._join(self._waiting.popleft())
+
+    def _join(self, answer: Answer) -> None:
+        """Give the answer the free row that holds most of its prompt, of equal ones the oldest."""
+        place = len(self._running)
+        last = len(answer.prompt) - 1  # the last token is always computed: its logits are needed
+        shared = {
+            row: min(self._rows.common(row, answer.model, answer.prompt), last)
+            for row in range(place, self.max_concurrency)
+        }
+        row = max(shared, key=lambda each: (shared[each], each))
+        self._rows.move(row, place)
+        self._rows.owner[place] = answer.model
+        del self._rows.tokens[place][shared[row] :]
+        answer.cached = shared[row]
+        self._running.append(_Running(answer, self.tokenizer, self.eos, self.model.device))
+
+    def _leave(self, running: _Running) -> None:
+        place = self._running.index(running)
+        self._rows.move(place, len(self._running) - 1)
+        del self._running[place]
+
+    def _read(self, place: int) -> None:
+        running = self._running[place]
+        ids, running.unread = running.unread[:PIECE], running.unread[PIECE:]
+        logits = self._forward(place, [ids], [running.answer.model])
+        if not running.unread:
+            self._draw(running, logits[0])
+
+    def _step(self, running: list[_Running]) -> None:
+        logits = self._forward(0, [[each.last] for each in running], [each.answer.model for each in running])
+        for each, row in zip(running, logits, strict=True):
+            self._draw(each, row)
+
+    def _draw(self, running: _Running, logits: Any) -> None:
+        piece = running.draw(logits)
+        if piece.finish:
+            with self._changed:
+                self._leave(running)
+        if not running.answer.cancelled:
+            running.answer.emit(piece)
+
+    def _forward(self, first: int, ids: list[list[int]], models: list[str]) -> Any:
+        """The logits behind the last of each row's new ids: (rows, vocabulary)."""
+        import torch
+
+        positions, mask = self._rows.look(first, ids)
+        device = self.model.device
+        self._names = ["__base__" if name == BASE else name for name in models]
+        output = self.model(
+            input_ids=torch.tensor(ids, device=device),
+            position_ids=torch.tensor(positions, device=device),
+            attention_mask=None if mask is None else mask.to(device),
+            past_key_values=self._rows,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+    def _name_rows(self, _: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """PEFT's `adapter_names`; given to the model itself, it adds and removes 210 hooks at each step."""
+        return args, {**kwargs, "adapter_names": self._names}
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            failed, self._running = self._running, []
+            self._rows = Rows(self.max_concurrency)
+        for each in failed:
+            each.answer.emit(Piece(error=f"the model failed with {type(error).__name__}"))
+
+
+class _Running:
+    """An answer with a row: what of its prompt is unread, its sampler, its text."""
+
+    def __init__(self, answer: Answer, tokenizer: Any, eos: frozenset[int], device: Any) -> None:
+        self.answer = answer
+        self.unread = answer.prompt[answer.cached :]
+        self.last = 0
+        self.eos = eos
+        self.text = Text(tokenizer, answer.stop)
+        self.sampler = Sampler(answer.sampling, answer.prompt, eos, device)
+
+    def draw(self, logits: Any) -> Piece:
+        """Draw the next token and say what it adds."""
+        token = self.sampler.draw(logits)
+        self.last = token.id
+        self.answer.generated += 1
+        if token.id in self.eos and not self.answer.sampling.ignore_eos:
+            return Piece(self.text.end(), finish="stop")
+        text = self.text.add(token.id)
+        if self.text.stopped:
+            return Piece(text, (token,), finish="stop")
+        if self.answer.generated == self.answer.max_tokens:
+            text += self.text.end()
+            return Piece(text, (token,), finish="stop" if self.text.stopped else "length")
+        return Piece(text, (token,))
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The ids that end an answer: the generation config's, and the tokenizer's."""
+    found = model.generation_config.eos_token_id
+    ids = found if isinstance(found, list) else [found]
+    return frozenset(id_ for id_ in (*ids, tokenizer.eos_token_id) if id_ is not None)
+
+
+def adapted_layers(model: Any) -> list[Any]:
+    """The layers in which PEFT chooses an adapter for each row."""
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return [module for module in model.modules() if isinstance(module, LoraLayer | AuxiliaryTrainingWrapper)]

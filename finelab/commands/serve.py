@@ -1,0 +1,141 @@
+"""Serve a run's model, base and tuned, as an OpenAI-compatible API with a chat page."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finelab import machine
+from finelab.commands.run import named_run
+from finelab.errors import LabError
+from finelab.run import default_recipe
+
+if TYPE_CHECKING:
+    from finelab.chat.server import Served
+
+KEYS = "FINELAB_API_KEYS"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PAGE = Path(__file__).parents[2] / "deployment" / "page"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `lab.py serve`."""
+    parser.add_argument("--run", metavar="NAME", help="the run whose adapter is served as 'tuned'")
+    parser.add_argument(
+        "--also", metavar="NAME", action="append", default=[], help="one more run on the same base"
+    )
+    parser.add_argument("--model", metavar="FOLDER", help="serve this base model instead of a run")
+    parser.add_argument(
+        "--adapter", metavar="NAME=FOLDER", action="append", default=[], help="an adapter for --model"
+    )
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="instead of the machine's"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen at (default: this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: 8000)")
+    parser.add_argument("--api-key-file", metavar="FILE", help=f"keys, one on a line; or {KEYS}=KEY,KEY")
+    parser.add_argument(
+        "--allow-origin",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="a page elsewhere that may call this",
+    )
+    parser.add_argument("--max-concurrency", type=_positive, default=4, help="answers at once (default: 4)")
+    parser.add_argument("--max-queue", type=_positive, default=16, help="answers that may wait (default: 16)")
+    parser.add_argument("--max-model-len", type=_positive, help="tokens of prompt and answer (default: 4096)")
+    parser.add_argument(
+        "--shutdown-timeout", type=_positive, default=30, help="seconds for answers under way (default: 30)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Load, say where it is, and serve until Ctrl-C or SIGTERM; answers under way are finished."""
+    keys = read_keys(args.api_key_file)
+    if not keys and args.host not in LOOPBACK:
+        raise LabError(
+            f"--host {args.host} would let anyone on the network use this server: set {KEYS}=KEY "
+            "or give --api-key-file FILE."
+        )
+    with listening(args.host, args.port) as listener:
+        import uvicorn
+
+        from finelab.chat.server import build_app
+
+        with redirect_stdout(sys.stderr):
+            served = load(args)
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        hosts = [] if keys else ["127.0.0.1", "localhost", "[::1]"]
+        app = build_app(served, keys, args.allow_origin, hosts, PAGE if PAGE.exists() else None)
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        logging.getLogger("finelab.serve").setLevel(logging.INFO)
+        print(f"Serving http://{host}:{listener.getsockname()[1]}", flush=True)
+        print(f"Models: {', '.join(served.models)}. Ctrl-C ends.", flush=True)
+        config = uvicorn.Config(
+            app, access_log=False, log_level="warning", timeout_graceful_shutdown=args.shutdown_timeout
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def load(args: argparse.Namespace) -> Served:
+    """What the arguments name, loaded."""
+    from finelab.chat.load import of_folders, of_runs, serve
+
+    if args.model:
+        source = of_folders(args.model, dict(map(_named_folder, args.adapter)))
+    else:
+        source = of_runs([named_run(name) for name in (args.run or default_recipe(), *args.also)])
+    profile = machine.profile(source.recipe)
+    dtype = profile.torch_dtype()
+    if args.dtype:
+        import torch
+
+        dtype = getattr(torch, args.dtype)
+    return serve(source, dtype, profile.device, args.max_concurrency, args.max_queue, args.max_model_len)
+
+
+def read_keys(file: str | None) -> list[str]:
+    """The API keys from a file or the environment; LabError for a file without any."""
+    if file is None:
+        return [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
+    try:
+        keys = Path(file).read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise LabError(f"--api-key-file {file}: cannot be read ({error.strerror}).") from error
+    if not keys:
+        raise LabError(f"--api-key-file {file}: the file is empty; expected one key on each line.")
+    return keys
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; LabError when the port is taken or the address is not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        raise LabError(
+            f"cannot listen at {host}:{port} ({error}); choose another --port, or 0 for any."
+        ) from error
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not equals or not (Path(folder) / "adapter_config.json").exists():
+        raise LabError(f"--adapter {text}: expected NAME=FOLDER with an adapter_config.json in the folder.")
+    return name, Path(folder)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 1 on")
+    return number
