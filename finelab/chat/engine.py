@@ -66,8 +66,6 @@ class Engine:
         self.max_queue = max_queue
         self.eos = end_tokens(model, tokenizer)
         self._names: list[str] = []  # of each row's adapter, in the forward that is running
-        for layer in adapted_layers(model):
-            layer.register_forward_pre_hook(self._name_rows, with_kwargs=True)
         self.alive = True
         self._rows = Rows(max_concurrency)
         self._waiting: deque[Answer] = deque()
@@ -77,6 +75,8 @@ class Engine:
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def __enter__(self) -> Engine:
+        layers = adapted_layers(self.model)
+        self._hooks = [layer.register_forward_pre_hook(self._name_rows, with_kwargs=True) for layer in layers]
         self._thread.start()
         return self
 
@@ -85,6 +85,8 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+        for hook in self._hooks:
+            hook.remove()
 
     @property
     def running(self) -> int:
@@ -143,17 +145,21 @@ class Engine:
             self._step(running)
 
     def _come_and_go(self) -> None:
+        for running in [each for each in self._running if each.answer.cancelled]:
+            self._leave(running)
+        reading = self._running and self._running[-1].unread
+        joined = None
         with self._changed:
             self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
-            for running in [each for each in self._running if each.answer.cancelled]:
-                self._leave(running)
-            reading = self._running and self._running[-1].unread
             if self._waiting and not reading and len(self._running) < self.max_concurrency:
-                self._join(self._waiting.popleft())
+                joined = _Running(self._waiting.popleft(), self.tokenizer, self.eos, self.model.device)
+                self._running.append(joined)
+        if joined:
+            self._seat(joined)
 
-    def _join(self, answer: Answer) -> None:
-        """Give the answer the free row that holds most of its prompt, of equal ones the oldest."""
-        place = len(self._running)
+    def _seat(self, running: _Running) -> None:
+        """Give the newest answer the free row that holds most of its prompt, of equal ones the oldest."""
+        answer, place = running.answer, len(self._running) - 1
         last = len(answer.prompt) - 1  # the last token is always computed: its logits are needed
         shared = {
             row: min(self._rows.common(row, answer.model, answer.prompt), last)
@@ -164,7 +170,7 @@ class Engine:
         self._rows.owner[place] = answer.model
         del self._rows.tokens[place][shared[row] :]
         answer.cached = shared[row]
-        self._running.append(_Running(answer, self.tokenizer, self.eos, self.model.device))
+        running.unread = answer.prompt[answer.cached :]
 
     def _leave(self, running: _Running) -> None:
         place = self._running.index(running)
@@ -186,8 +192,7 @@ class Engine:
     def _draw(self, running: _Running, logits: Any) -> None:
         piece = running.draw(logits)
         if piece.finish:
-            with self._changed:
-                self._leave(running)
+            self._leave(running)
         if not running.answer.cancelled:
             running.answer.emit(piece)
 
@@ -225,7 +230,7 @@ class _Running:
 
     def __init__(self, answer: Answer, tokenizer: Any, eos: frozenset[int], device: Any) -> None:
         self.answer = answer
-        self.unread = answer.prompt[answer.cached :]
+        self.unread = answer.prompt
         self.last = 0
         self.eos = eos
         self.text = Text(tokenizer, answer.stop)
