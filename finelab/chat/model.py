@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from finelab.chat.prompt import render_prompt
+from finelab.chat.text import Text
 from finelab.data.conversation import Message
 from finelab.recipe import Chat
 from finelab.run import Run
@@ -28,43 +30,54 @@ class ChatModel:
         return render_prompt(self.tokenizer, messages, self.date_string)
 
     def stream(
-        self, messages: list[Message], tuned: bool = True, temperature: float | None = None
+        self,
+        messages: list[Message],
+        tuned: bool = True,
+        temperature: float | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        **options: Any,
     ) -> Iterator[str]:
-        """The answer piece by piece; closing the iterator stops the generation."""
-        from transformers import StoppingCriteriaList, TextIteratorStreamer
+        """The answer piece by piece, up to a stop string; closing the iterator stops the generation.
+
+        `options` go to `generate`; what is left out is the recipe's.
+        """
+        import torch
 
         inputs = self.tokenizer(self.prompt(messages), add_special_tokens=False, return_tensors="pt")
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stopped = threading.Event()
-        failure: list[BaseException] = []
+        streamer = _streamer(Text(self.tokenizer, stop))
+        chosen = {**self._sampling(temperature), **options}
 
         def generate() -> None:
             try:
-                with nullcontext() if tuned else self.model.disable_adapter():
+                with nullcontext() if tuned else self.model.disable_adapter(), torch.random.fork_rng():
+                    if seed is not None:
+                        torch.manual_seed(seed)
                     self.model.generate(
                         **inputs.to(self.model.device),
-                        **self._sampling(temperature),
+                        **chosen,
                         streamer=streamer,
-                        stopping_criteria=StoppingCriteriaList([lambda *_: stopped.is_set()]),
+                        stopping_criteria=[lambda ids, _: streamer.ended(ids)],
                         pad_token_id=self.tokenizer.pad_token_id,
                     )
             except BaseException as error:  # raised again in the reader's thread
-                failure.append(error)
-                streamer.end()
+                streamer.pieces.put(error)
 
         thread = threading.Thread(target=generate, daemon=True)
         thread.start()
         try:
-            yield from filter(None, streamer)
+            while (piece := streamer.pieces.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                if piece:
+                    yield piece
         finally:
-            stopped.set()
+            streamer.closed = True
             thread.join()
-        if failure:
-            raise failure[0]
 
-    def answer(self, messages: list[Message], tuned: bool = True, temperature: float | None = None) -> str:
-        """The whole answer."""
-        return "".join(self.stream(messages, tuned, temperature)).strip()
+    def answer(self, messages: list[Message], tuned: bool = True, **options: Any) -> str:
+        """The whole answer; `options` as for `stream`."""
+        return "".join(self.stream(messages, tuned, **options)).strip()
 
     def _sampling(self, temperature: float | None) -> dict[str, Any]:
         chosen = self.settings.temperature if temperature is None else temperature
@@ -76,6 +89,32 @@ class ChatModel:
             "temperature": chosen,
             "min_p": self.settings.min_p,
         }
+
+
+def _streamer(text: Text) -> Any:
+    """What `generate` hands its tokens to: the first call is the prompt, each later one a token."""
+    from transformers.generation.streamers import BaseStreamer
+
+    class Streamer(BaseStreamer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.pieces: queue.Queue[str | BaseException | None] = queue.Queue()
+            self.closed = False
+            self.prompt_seen = False
+
+        def put(self, ids: Any) -> None:
+            if self.prompt_seen and not text.stopped:
+                self.pieces.put("".join(text.add(id_) for id_ in ids.flatten().tolist()))
+            self.prompt_seen = True
+
+        def end(self) -> None:
+            self.pieces.put(text.end())
+            self.pieces.put(None)
+
+        def ended(self, ids: Any) -> Any:
+            """For each row of the batch, whether it is to end here."""
+            return ids.new_full((len(ids),), self.closed or text.stopped, dtype=bool)
+
+    return Streamer()
 
 
 def load(run: Run) -> ChatModel:

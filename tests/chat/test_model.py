@@ -103,3 +103,23 @@ def test_shown_answers_are_text_never_markup(capsys, monkeypatch):
     show_answers([Answers("q", "r", "<script>alert(1)</script>", "tuned")])
     assert "<script>" not in shown[0]
     assert "&lt;script&gt;" in shown[0]
+
+
+def test_a_seed_fixes_a_sampled_answer_and_leaves_the_callers_random_state(chat):
+    before = torch.random.get_rng_state()
+    said = [chat.answer(QUESTION, temperature=1.5, seed=seed) for seed in (1, 1, 2)]
+    assert said[0] == said[1] != said[2]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_an_answer_ends_before_a_stop_string_and_generates_no_further(chat):
+    whole = chat.answer(QUESTION, tuned=False, temperature=0)
+    stop = whole[len(whole) // 2 :][:3]
+    pieces = list(chat.stream(QUESTION, tuned=False, temperature=0, stop=[stop], max_new_tokens=100_000))
+    assert "".join(pieces) == whole[: whole.index(stop)]
+
+
+def test_other_options_go_to_generate(chat):
+    assert chat.answer(QUESTION, tuned=False, temperature=1.5, top_k=1) == chat.answer(
+        QUESTION, tuned=False, temperature=0
+    )
