@@ -1,6 +1,16 @@
 """Stage 5: talking to the base and the tuned model, both out of one loaded model."""
 
 from finelab.chat.compare import Answers, first_of_each_source, show_answers, side_by_side
+from finelab.chat.local import LocalServer, start_server
 from finelab.chat.model import ChatModel, load
 
-__all__ = ["Answers", "ChatModel", "first_of_each_source", "load", "show_answers", "side_by_side"]
+__all__ = [
+    "Answers",
+    "ChatModel",
+    "LocalServer",
+    "first_of_each_source",
+    "load",
+    "show_answers",
+    "side_by_side",
+    "start_server",
+]

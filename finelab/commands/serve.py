@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from finelab import machine
 from finelab.commands.run import named_run
 from finelab.errors import LabError
-from finelab.run import default_recipe
+from finelab.run import RUN_VARIABLE, default_recipe, open_run
 
 if TYPE_CHECKING:
     from finelab.chat.server import Served
@@ -88,12 +88,13 @@ def main(args: argparse.Namespace) -> int:
 
 def load(args: argparse.Namespace) -> Served:
     """What the arguments name, loaded."""
-    from finelab.chat.load import of_folders, of_runs, serve
+    from finelab.chat.source import of_folders, of_runs, serve
 
     if args.model:
         source = of_folders(args.model, dict(map(_named_folder, args.adapter)))
     else:
-        source = of_runs([named_run(name) for name in (args.run or default_recipe(), *args.also)])
+        first = open_run() if RUN_VARIABLE in os.environ and not args.run else None
+        source = of_runs([first or named_run(args.run or default_recipe()), *map(named_run, args.also)])
     profile = machine.profile(source.recipe)
     dtype = profile.torch_dtype()
     if args.dtype:

@@ -1,0 +1,53 @@
+"""A chat server in a process of its own, started from a notebook."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from finelab.errors import LabError
+from finelab.run import RUN_VARIABLE, Run
+
+READY = "Serving "  # what `serve` prints before its address
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """A server that answers this machine alone; `url` opens the page, `url + "/v1"` is for clients."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def stop(self) -> None:
+        """End it; answers under way are finished first."""
+        self.process.terminate()
+        self.process.wait()
+
+
+def start_server(run: Run) -> LocalServer:
+    """Serve a run's base and adapter at a free port; LabError with the reason when it does not come up.
+
+    Its log is `server.log` in the run's folder.
+    """
+    log = run.folder / "server.log"
+    with log.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "finelab", "serve", "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, RUN_VARIABLE: str(run.folder.absolute())},
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()  # ends with the process, should it fail
+    if not line.startswith(READY):
+        process.wait()
+        said = log.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"]
+        raise LabError(f"the server did not start: {said[-1].removeprefix('finelab: ')}")
+    atexit.register(process.terminate)
+    return LocalServer(process, line.removeprefix(READY).strip())

@@ -1,0 +1,94 @@
+"""The options of `lab.py serve`: what is refused before a model is loaded, and what it serves of a run."""
+
+import socket
+
+import pytest
+
+from finelab import LabError
+from finelab.__main__ import main
+from finelab.chat import source
+from finelab.commands import run as command
+from finelab.commands.serve import listening, read_keys
+from tests import tiny
+
+
+def failure(capsys, *arguments):
+    assert main(["serve", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_the_network_is_not_let_in_without_a_key(capsys, monkeypatch):
+    monkeypatch.delenv("FINELAB_API_KEYS", raising=False)
+    said = failure(capsys, "--host", "0.0.0.0")
+    assert "--host 0.0.0.0 would let anyone on the network use this server: set FINELAB_API_KEYS" in said
+
+
+def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("FINELAB_API_KEYS", " one, two ,")
+    assert read_keys(None) == ["one", "two"]
+    (tmp_path / "keys").write_text("three\nfour\n")
+    assert read_keys(str(tmp_path / "keys")) == ["three", "four"]
+
+
+def test_a_key_file_that_is_missing_or_empty_is_named(tmp_path):
+    with pytest.raises(LabError, match="nothing: cannot be read"):
+        read_keys(str(tmp_path / "nothing"))
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(LabError, match="the file is empty; expected one key on each line"):
+        read_keys(str(tmp_path / "empty"))
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LabError, match=f"cannot listen at 127.0.0.1:{port}.*choose another --port"):
+            listening("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("port", [-1, 70_000])
+def test_a_port_that_is_none_is_named(port):
+    with pytest.raises(LabError, match="choose another --port"):
+        listening("127.0.0.1", port)
+
+
+def test_a_run_without_an_adapter_says_what_to_do(run, monkeypatch, capsys):
+    monkeypatch.setattr(command, "RUNS", run.folder.parent)
+    assert "run notebook 03_train" in failure(capsys, "--run", "trial", "--port", "0")
+
+
+def test_an_adapter_is_a_name_and_a_folder(tmp_path, capsys):
+    for text in ("tuned", f"tuned={tmp_path}"):
+        said = failure(capsys, "--model", str(tmp_path), "--adapter", text, "--port", "0")
+        assert f"--adapter {text}: expected NAME=FOLDER with an adapter_config.json" in said
+
+
+def test_adapters_of_different_bases_are_not_served_together(tmp_path):
+    _, folder = tiny.write_run(tmp_path)
+    with pytest.raises(LabError, match="'tuned' was trained on .*, not on another; serve it by itself"):
+        source.load_model("another", {"tuned": folder}, None, "cpu")
+
+
+def test_a_model_whose_layers_look_through_a_window_is_refused(tmp_path):
+    from transformers import Gemma3TextConfig
+
+    Gemma3TextConfig(num_hidden_layers=6).save_pretrained(tmp_path)
+    with pytest.raises(LabError, match="has layers of kind sliding_attention"):
+        source.load_model(str(tmp_path), {}, None, "cpu")
+
+
+def test_the_context_is_the_models_or_what_was_asked_for():
+    model = tiny.base_model(max_position_embeddings=100)
+    assert source.context_length(model, None) == 100
+    assert source.context_length(model, 60) == 60
+    with pytest.raises(LabError, match="--max-model-len 200: this model knows 100 positions"):
+        source.context_length(model, 200)
+
+
+def test_a_runs_facts_are_those_of_its_evidence(run):
+    run.record("training", {"steps": 44, "resumes": []})
+    run.record("evaluation", {"verdict": "improved", "difference": -0.28, "interval": [-0.33, -0.23]})
+    told = source.facts(run)
+    assert told["run"] == "trial"
+    assert told["recipe"]["r"] == run.recipe.lora.r
+    assert told["training"] == {"steps": 44}
+    assert told["evaluation"]["verdict"] == "improved"
