@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from finelab.chat.rows import Rows
@@ -37,10 +37,10 @@ class Answer:
 
     model: str
     prompt: list[int]
-    emit: Callable[[Piece], None]
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int = 256
+    sampling: Sampling
+    max_tokens: int
     stop: Sequence[str] = ()
+    emit: Callable[[Piece], None] = lambda piece: None
     cancelled: bool = False
     cached: int = 0  # prompt tokens that had been computed before
     generated: int = 0

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from finelab.chat.metrics import Metrics
 from finelab.chat.requests import ApiError
@@ -62,8 +63,7 @@ class Guard:
     def check(self, scope: Scope) -> None:
         """ApiError for a foreign host, a missing key, a body that is too large or no JSON."""
         headers, path = dict(scope["headers"]), scope["path"]
-        host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0]
-        if self.hosts and host not in self.hosts:
+        if self.hosts and _host(headers.get(b"host", b"")) not in self.hosts:
             message = "this server has no key and answers its own machine only; set a key to use another name"
             raise ApiError(421, "wrong_host", message)
         if self.keys and path.startswith(CLOSED) and scope["method"] != "OPTIONS":
@@ -133,6 +133,13 @@ def error_response(error: ApiError) -> Any:
     headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "2"}, 503: {"Retry-After": "5"}}
     shaped = {"message": message, "type": kind, "param": error.param, "code": error.code}
     return JSONResponse({"error": shaped}, error.status, headers.get(error.status))
+
+
+def _host(header: bytes) -> str | None:
+    try:
+        return urlsplit(f"//{header.decode('latin-1')}").hostname
+    except ValueError:
+        return None
 
 
 def _digest(key: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from finelab import recipe as recipes
 from finelab.chat.engine import BASE, Engine
-from finelab.chat.server import Served
+from finelab.chat.routes import Served
 from finelab.data import conversation, load_split
 from finelab.errors import LabError
 from finelab.recipe import Recipe

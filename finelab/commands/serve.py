@@ -17,7 +17,7 @@ from finelab.errors import LabError
 from finelab.run import RUN_VARIABLE, default_recipe, open_run
 
 if TYPE_CHECKING:
-    from finelab.chat.server import Served
+    from finelab.chat.routes import Served
 
 KEYS = "FINELAB_API_KEYS"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
         with redirect_stdout(sys.stderr):
             served = load(args)
         host = f"[{args.host}]" if ":" in args.host else args.host
-        hosts = [] if keys else ["127.0.0.1", "localhost", "[::1]"]
+        hosts = () if keys else LOOPBACK
         app = build_app(served, keys, args.allow_origin, hosts, PAGE if PAGE.exists() else None)
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         logging.getLogger("finelab.serve").setLevel(logging.INFO)

@@ -46,7 +46,7 @@ class Asked:
 
     def __init__(self, prompt, model="base", sampling=GREEDY, max_tokens=6, **options):
         self.pieces = queue.Queue()
-        self.answer = Answer(model, prompt, self.pieces.put, sampling, max_tokens, **options)
+        self.answer = Answer(model, prompt, sampling, max_tokens, emit=self.pieces.put, **options)
 
     def result(self):
         """(token ids, text, why it ended)."""

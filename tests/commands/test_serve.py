@@ -64,7 +64,7 @@ def test_an_adapter_is_a_name_and_a_folder(tmp_path, capsys):
 
 def test_adapters_of_different_bases_are_not_served_together(tmp_path):
     _, folder = tiny.write_run(tmp_path)
-    with pytest.raises(LabError, match="'tuned' was trained on .*, not on another; serve it by itself"):
+    with pytest.raises(LabError, match=r"'tuned' was trained on .*, not on another; serve it by itself"):
         source.load_model("another", {"tuned": folder}, None, "cpu")
 
 
