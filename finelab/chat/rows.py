@@ -72,7 +72,7 @@ class Rows:
         """Write this forward's keys and values, and give the rows' whole ones."""
         if layer == len(self._layers):
             shape = (len(self.tokens), keys.shape[1], 0, keys.shape[3])
-            self._layers.append((keys.new_empty(shape), values.new_empty(shape)))
+            self._layers.append((keys.new_zeros(shape), values.new_zeros(shape)))
         if self._layers[layer][0].shape[2] < self._end:
             self._layers[layer] = tuple(map(self._grown, self._layers[layer]))  # type: ignore[assignment]
         return self._put(self._layers[layer][0], keys), self._put(self._layers[layer][1], values)
@@ -97,6 +97,7 @@ class Rows:
 
     def _grown(self, kept: Any) -> Any:
         rows, heads, length, size = kept.shape
-        longer = kept.new_empty((rows, heads, max(2 * length, -(-self._end // BLOCK) * BLOCK), size))
+        # Zeros, not what lay in memory: a masked position has the weight 0, and 0 times NaN is NaN.
+        longer = kept.new_zeros((rows, heads, max(2 * length, -(-self._end // BLOCK) * BLOCK), size))
         longer[:, :, :length] = kept
         return longer
