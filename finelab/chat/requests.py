@@ -148,7 +148,7 @@ class ChatRequest(Request):
 class CompletionRequest(Request):
     """`POST /v1/completions`."""
 
-    prompt: str | TokenIds | list[str] | list[TokenIds]
+    prompt: str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1)]
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     suffix: str | None = None
@@ -176,6 +176,7 @@ class TokenizeRequest(BaseModel):
 
     model: str
     messages: list[ChatMessage] | None = Field(None, min_length=1)
+    add_generation_prompt: bool = True
     prompt: str | None = None
 
 

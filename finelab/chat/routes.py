@@ -106,10 +106,11 @@ class Routes:
         shape: Chat,
         request: Request,
     ) -> Response:
+        param = "messages" if isinstance(body, asked.ChatRequest) else "prompt"
         size, defaults = len(self.served.tokenizer), self.served.defaults
         samplings = [body.sampling(number, size, logprobs, **defaults) for number in range(body.n or 1)]
         choices = [
-            Choice(Answer(body.model, prompt, sampling, self._room(prompt, limit), body.stops))
+            Choice(Answer(body.model, prompt, sampling, self._room(prompt, limit, param), body.stops))
             for prompt in prompts
             for sampling in samplings
         ]
@@ -138,7 +139,9 @@ class Routes:
         if body.prompt is not None:
             return body.prompt, self._text_prompt(body.prompt)
         turns = [message.plain(place) for place, message in enumerate(body.messages or [])]
-        text = render_prompt(self.served.tokenizer, turns, self.served.date_string)
+        text = render_prompt(
+            self.served.tokenizer, turns, self.served.date_string, body.add_generation_prompt
+        )
         return text, self._ids(text, False)
 
     def _text_prompt(self, prompt: str | list[int]) -> list[int]:
@@ -156,11 +159,11 @@ class Routes:
     def _ids(self, text: str, special: bool) -> list[int]:
         return self.served.tokenizer(text, add_special_tokens=special)["input_ids"]  # type: ignore[no-any-return]
 
-    def _room(self, prompt: list[int], limit: int | None) -> int:
+    def _room(self, prompt: list[int], limit: int | None, param: str) -> int:
         """How many tokens may follow the prompt; ApiError when the context is too short for it."""
         room = self.served.max_model_len - len(prompt)
         if room < (limit or 1):
             message = f"the context is {self.served.max_model_len} tokens; the prompt has {len(prompt)}"
             message += f" and max_tokens asks for {limit}" if limit else ""
-            raise ApiError(400, "context_length_exceeded", message, "messages")
+            raise ApiError(400, "context_length_exceeded", message, param)
         return limit or room

@@ -7,6 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+GREEDY = 1e-5  # a temperature below this one draws the likeliest token, as in vLLM
+LARGEST = 1e30  # so large that a score divided by the least temperature still is a float32
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -60,7 +63,7 @@ class Sampler:
         import torch
 
         scores = self._adjusted(logits.float().clone())
-        if self.sampling.temperature == 0:
+        if self.sampling.temperature < GREEDY:
             chosen = int(scores.argmax())
         else:
             shares = self.warpers(self.seen, scores[None]).softmax(dim=-1)
@@ -84,6 +87,7 @@ class Sampler:
             scores[ids] -= asked.presence_penalty + asked.frequency_penalty * counts
         for id_, bias in asked.logit_bias.items():
             scores[id_] += bias
+        scores = scores.clamp(-LARGEST, LARGEST)  # an extreme penalty would make them infinite
         if asked.ignore_eos or self.drawn.total() < asked.min_tokens:
             scores[self.eos] = -float("inf")
         return scores
@@ -108,7 +112,7 @@ def _warpers(sampling: Sampling) -> Any:
     )
 
     found = LogitsProcessorList()
-    if sampling.temperature not in (0, 1):
+    if sampling.temperature >= GREEDY:
         found.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k > 0:
         found.append(TopKLogitsWarper(sampling.top_k))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import FileResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from openai.types import Completion
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 import finelab
+from finelab.chat import voice
 from finelab.chat.guard import Guard, error_response, too_large
 from finelab.chat.metrics import Metrics
 from finelab.chat.requests import ApiError
@@ -73,8 +75,22 @@ def build_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
     if page is not None:
-        app.mount("/", StaticFiles(directory=page, html=True))
+        _add_page(app, page)
     return app
+
+
+def _add_page(app: FastAPI, page: Path) -> None:
+    """The page's files under their own names: one mount at / would answer for every unknown route."""
+    for path in page.iterdir():
+        if path.is_dir():
+            app.mount(f"/{path.name}", StaticFiles(directory=path))
+        else:
+            app.add_route(f"/{path.name}", partial(_file, path))
+    app.add_route("/", partial(_file, page / "index.html"))
+
+
+async def _file(path: Path, _: Request) -> Response:
+    return FileResponse(path)
 
 
 def _add_routes(app: FastAPI, routes: Routes) -> None:
@@ -95,6 +111,7 @@ def _add_routes(app: FastAPI, routes: Routes) -> None:
             path, function, methods=[method], response_model=None, dependencies=bearer, responses=responses
         )
     app.add_api_route("/health", routes.health, response_model=None, responses=errors)
+    app.include_router(voice.router(errors), dependencies=bearer)
 
 
 def _api_error(_: Request, error: Exception) -> Response:
@@ -117,12 +134,14 @@ def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = ascii(request.url.path[:100])
     known = {
-        404: ApiError(404, "route_not_found", f"there is nothing at {path}; /docs shows what there is"),
+        404: ApiError(404, "not_found", f"there is nothing at {path}; /docs shows what there is"),
         405: ApiError(405, "method_not_allowed", f"{path} does not take {request.method}"),
         413: too_large(request.url.path),
     }
     other = ApiError(error.status_code, "invalid_request", "the body cannot be read")
-    return error_response(known.get(error.status_code, other))  # type: ignore[no-any-return]
+    response = error_response(known.get(error.status_code, other))
+    response.headers.update(error.headers or {})
+    return response  # type: ignore[no-any-return]
 
 
 def _failed(_: Request, error: Exception) -> Response:
