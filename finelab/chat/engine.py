@@ -17,7 +17,7 @@ from finelab.chat.rows import Rows
 from finelab.chat.sampling import Sampler, Sampling, Token
 from finelab.chat.text import Text
 
-BASE = "base"
+BASE, PEFT_BASE = "base", "__base__"  # the base model's id here, and PEFT's name for a row without adapter
 PIECE = 128  # prompt tokens per forward: 0.1 to 0.2 s of a 135M model on two cores, so long the others wait
 
 
@@ -69,7 +69,7 @@ class Engine:
         self.alive = True
         self._rows = Rows(max_concurrency)
         self._waiting: deque[Answer] = deque()
-        self._running: list[_Running] = []  # at the place of its row; one whose prompt is being read is last
+        self._running: list[_Running] = []
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -139,79 +139,77 @@ class Engine:
     def _turn(self) -> None:
         """Let answers come and go, read a piece of one prompt, and draw a token for each of the others."""
         self._come_and_go()
-        if self._running and self._running[-1].unread:
-            self._read(len(self._running) - 1)
-        if running := [each for each in self._running if not each.unread]:
-            self._step(running)
+        if reading := [each for each in self._running if each.unread]:
+            self._read(reading[0])
+        if drawing := [each for each in self._running if not each.unread]:
+            self._step(sorted(drawing, key=lambda each: each.row))
 
     def _come_and_go(self) -> None:
         for running in [each for each in self._running if each.answer.cancelled]:
-            self._leave(running)
-        reading = self._running and self._running[-1].unread
+            self._running.remove(running)
         joined = None
         with self._changed:
             self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
-            if self._waiting and not reading and len(self._running) < self.max_concurrency:
+            if self._waiting and len(self._running) < self.max_concurrency:
                 joined = _Running(self._waiting.popleft(), self.tokenizer, self.eos, self.model.device)
                 self._running.append(joined)
         if joined:
             self._seat(joined)
 
     def _seat(self, running: _Running) -> None:
-        """Give the newest answer the free row that holds most of its prompt, of equal ones the oldest."""
-        answer, place = running.answer, len(self._running) - 1
+        """Give a new answer the free row that holds most of its prompt; of equal ones the shortest."""
+        answer = running.answer
+        taken = {each.row for each in self._running}
         last = len(answer.prompt) - 1  # the last token is always computed: its logits are needed
         shared = {
             row: min(self._rows.common(row, answer.model, answer.prompt), last)
-            for row in range(place, self.max_concurrency)
+            for row in range(self.max_concurrency)
+            if row not in taken
         }
-        row = max(shared, key=lambda each: (shared[each], each))
-        self._rows.move(row, place)
-        self._rows.owner[place] = answer.model
-        del self._rows.tokens[place][shared[row] :]
+        row = max(shared, key=lambda each: (shared[each], -len(self._rows.tokens[each])))
+        del self._rows.tokens[row][shared[row] :]
+        self._rows.owner[row] = answer.model
         answer.cached = shared[row]
-        running.unread = answer.prompt[answer.cached :]
+        running.row, running.unread = row, answer.prompt[answer.cached :]
 
-    def _leave(self, running: _Running) -> None:
-        place = self._running.index(running)
-        self._rows.move(place, len(self._running) - 1)
-        del self._running[place]
-
-    def _read(self, place: int) -> None:
-        running = self._running[place]
+    def _read(self, running: _Running) -> None:
         ids, running.unread = running.unread[:PIECE], running.unread[PIECE:]
-        logits = self._forward(place, [ids], [running.answer.model])
+        logits = self._forward([running], [ids])
         if not running.unread:
             self._draw(running, logits[0])
 
     def _step(self, running: list[_Running]) -> None:
-        logits = self._forward(0, [[each.last] for each in running], [each.answer.model for each in running])
-        for each, row in zip(running, logits, strict=True):
-            self._draw(each, row)
+        for each, logits in zip(
+            running, self._forward(running, [[each.last] for each in running]), strict=True
+        ):
+            self._draw(each, logits)
 
     def _draw(self, running: _Running, logits: Any) -> None:
         piece = running.draw(logits)
         if piece.finish:
-            self._leave(running)
+            self._running.remove(running)
         if not running.answer.cancelled:
             running.answer.emit(piece)
 
-    def _forward(self, first: int, ids: list[list[int]], models: list[str]) -> Any:
-        """The logits behind the last of each row's new ids: (rows, vocabulary)."""
+    def _forward(self, running: list[_Running], ids: list[list[int]]) -> Any:
+        """The logits behind the last of each answer's new ids: (answers, vocabulary)."""
         import torch
 
-        positions, mask = self._rows.look(first, ids)
+        rows = [each.row for each in running]
+        tokens, positions, mask = self._rows.look(rows, ids)
+        names = dict(zip(rows, (each.answer.model for each in running), strict=True))
+        span = range(rows[0], rows[-1] + 1)
+        self._names = [PEFT_BASE if names.get(row, BASE) == BASE else names[row] for row in span]
         device = self.model.device
-        self._names = ["__base__" if name == BASE else name for name in models]
         output = self.model(
-            input_ids=torch.tensor(ids, device=device),
+            input_ids=torch.tensor(tokens, device=device),
             position_ids=torch.tensor(positions, device=device),
             attention_mask=None if mask is None else mask.to(device),
             past_key_values=self._rows,
             use_cache=True,
             logits_to_keep=1,
         )
-        return output.logits[:, -1]
+        return output.logits[[row - rows[0] for row in rows], -1]
 
     def _name_rows(self, _: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """PEFT's `adapter_names`; given to the model itself, it adds and removes 210 hooks at each step."""
@@ -230,6 +228,7 @@ class _Running:
 
     def __init__(self, answer: Answer, tokenizer: Any, eos: frozenset[int], device: Any) -> None:
         self.answer = answer
+        self.row = -1
         self.unread = answer.prompt
         self.last = 0
         self.eos = eos

@@ -18,43 +18,39 @@ class Rows:
         self.tokens: list[list[int]] = [[] for _ in range(rows)]
         self.owner = [""] * rows
         self._layers: list[tuple[Any, Any]] = []  # (keys, values) of shape (rows, heads, positions, size)
-        self._rows = slice(0)
+        self._rows: list[int] = []
+        self._span = slice(0)
         self._starts: list[int] = []
         self._end = 0
 
-    def look(self, first: int, ids: list[list[int]]) -> tuple[list[list[int]], Any]:
-        """Aim the next forward at the rows from `first` on, which `ids` are appended to.
+    def look(self, rows: list[int], ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]], Any]:
+        """Aim the next forward at these rows, in ascending order, which `ids` are appended to.
 
-        Several rows take one token each. Gives the position ids, and the mask (rows, 1, queries, keys), or
-        None where plain causal attention is meant.
+        Several rows take one token each. Rows between them are computed too, with a token that is not kept:
+        cheaper than copying rows to lie beside each other. Gives ids, positions and the mask (span, 1,
+        queries, keys) of the whole span; the mask is None where plain causal attention is meant.
         """
         import torch
 
-        self._rows = slice(first, first + len(ids))
-        self._starts = [len(held) for held in self.tokens[self._rows]]
+        self._rows, self._span = rows, slice(rows[0], rows[-1] + 1)
+        self._starts = [len(self.tokens[row]) for row in rows]
         count = len(ids[0])
         self._end = max(self._starts) + count
-        for held, new in zip(self.tokens[self._rows], ids, strict=True):
-            held.extend(new)
-        positions = [list(range(start, start + count)) for start in self._starts]
-        if len(set(self._starts)) == 1 and (count == 1 or self._starts[0] == 0):
-            return positions, None
-        return positions, torch.arange(self._end) <= torch.tensor(positions)[:, None, :, None]
-
-    def move(self, old: int, new: int) -> None:
-        """Put row `old` at place `new`; the rows between close up."""
-        order = list(range(len(self.tokens)))
-        order.insert(new, order.pop(old))
-        moved = [place for place, row in enumerate(order) if place != row]
-        if not moved:
-            return
-        source = [order[place] for place in moved]
-        length = max(len(self.tokens[row]) for row in moved)
-        for layer in self._layers:
-            for kept in layer:
-                kept[moved, :, :length] = kept[source, :, :length]
-        self.tokens = [self.tokens[row] for row in order]
-        self.owner = [self.owner[row] for row in order]
+        span = range(rows[0], rows[-1] + 1)
+        positions = {row: [0] for row in span}
+        tokens = {row: [0] for row in span}
+        for row, start, new in zip(rows, self._starts, ids, strict=True):
+            positions[row] = list(range(start, start + count))
+            tokens[row] = new
+            self.tokens[row].extend(new)
+        placed = list(positions.values())
+        if len({place[0] for place in placed}) == 1 and (count == 1 or self._starts[0] == 0):
+            return list(tokens.values()), placed, None
+        return (
+            list(tokens.values()),
+            placed,
+            torch.arange(self._end) <= torch.tensor(placed)[:, None, :, None],
+        )
 
     def common(self, row: int, owner: str, prompt: list[int]) -> int:
         """How many tokens at the beginning of `prompt` the row holds already, as this model computed them."""
@@ -88,12 +84,12 @@ class Rows:
         return self._end, 0
 
     def _put(self, kept: Any, new: Any) -> Any:
-        if len(self._starts) == 1:
-            kept[self._rows, :, self._starts[0] : self._end] = new
+        if len(self._rows) == 1:
+            kept[self._span, :, self._starts[0] : self._end] = new
         else:
-            rows = list(range(self._rows.start, self._rows.stop))
-            kept[rows, :, self._starts] = new[:, :, 0]
-        return kept[self._rows, :, : self._end]
+            within = [row - self._span.start for row in self._rows]
+            kept[self._rows, :, self._starts] = new[within, :, 0]
+        return kept[self._span, :, : self._end]
 
     def _grown(self, kept: Any) -> Any:
         rows, heads, length, size = kept.shape

@@ -82,7 +82,7 @@ requests = st.tuples(
 def test_answers_made_together_are_those_made_alone(model, tokenizer, asked, piece):
     module.PIECE, usual = piece, module.PIECE
     try:
-        with Engine(model, tokenizer, max_concurrency=3, max_queue=4) as running:
+        with Engine(model, tokenizer, max_concurrency=4, max_queue=4) as running:
             made = [Asked(begin + rest, name, max_tokens=count) for begin, rest, name, count in asked]
             running.submit([each.answer for each in made])
             found = [each.result() for each in made]
