@@ -118,7 +118,7 @@ class Routes:
         work.start()
         if body.stream:
             return EventStream(work.events(shape, body.with_usage), work)
-        return await unless_gone(request.receive, work.whole(shape), work)
+        return await unless_gone(request.receive, work.whole(shape), work.stop)
 
     def _entry(self, name: str) -> dict[str, Any]:
         entry = {"id": name, "object": "model", "created": self.started, "owned_by": "finelab"}

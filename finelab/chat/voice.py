@@ -155,7 +155,7 @@ class Voice:
         turn = Turn()
         self._waiting += 1
         try:
-            return await unless_gone(request.receive, self._done(work, turn), turn)  # type: ignore[arg-type]
+            return await unless_gone(request.receive, self._done(work, turn), turn.stop)
         finally:
             self._waiting -= 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -127,7 +127,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
-        await unless_gone(receive, self._send(send), self.work)
+        await unless_gone(receive, self._send(send), self.work.stop)
 
     async def _send(self, send: Send) -> Response:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -137,8 +137,10 @@ class EventStream(Response):
         return self
 
 
-async def unless_gone(receive: Receive, answering: Coroutine[Any, Any, Response], work: Work) -> Response:
-    """What `answering` gives; when the client goes first, its work ends and nobody reads the response."""
+async def unless_gone(
+    receive: Receive, answering: Coroutine[Any, Any, Response], stop: Callable[[], None]
+) -> Response:
+    """What `answering` gives; when the client goes first, nobody reads the response. `stop` ends the work."""
     answer, gone = asyncio.create_task(answering), asyncio.create_task(_gone(receive))
     try:
         await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -146,7 +148,7 @@ async def unless_gone(receive: Receive, answering: Coroutine[Any, Any, Response]
     finally:
         answer.cancel()
         gone.cancel()
-        work.stop()
+        stop()
 
 
 async def _gone(receive: Receive) -> None:

@@ -14,6 +14,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("cpu", "cuda", "paperspace", "windows")
+EXTRAS = ("voice",)  # what is installed beside any lock by those who want it
 # Packages whose version a machine dictates; every other name has one version in all locks.
 PER_MACHINE = {"torch"}
 ENGINE = ("unsloth", "unsloth-zoo")
@@ -106,10 +107,10 @@ def cpu_environment():
 
 
 def test_the_locks_are_the_known_ones():
-    assert tuple(sorted(path.stem for path in (ROOT / "environment").glob("*.txt"))) == LOCKS
+    assert {path.stem for path in (ROOT / "environment").glob("*.txt")} == {*LOCKS, *EXTRAS}
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", LOCKS + EXTRAS)
 def test_every_line_is_one_pin(lock):
     for line in lines_of(lock):
         requirement = Requirement(line)
@@ -119,13 +120,13 @@ def test_every_line_is_one_pin(lock):
         assert "*" not in str(requirement.specifier), line
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", LOCKS + EXTRAS)
 def test_lines_are_sorted_without_duplicates(lock):
     names = [Requirement(line).name for line in lines_of(lock)]
     assert names == sorted(set(names))
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", LOCKS + EXTRAS)
 def test_no_addresses_and_no_pip_options(lock):
     for line in path_of(lock).read_text(encoding="utf-8").splitlines():
         assert "://" not in line, line
@@ -142,6 +143,39 @@ def test_the_locks_agree_with_the_cpu_lock(lock):
     }
     assert not differing
     assert version_in(lock, "torch").public == version_in("cuda", "torch").public
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("lock", LOCKS)
+def test_an_extra_changes_nothing_that_a_lock_pins(lock, extra):
+    assert not pins_of(extra).keys() & pins_of(lock).keys()
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("lock", LOCKS)
+def test_an_extra_and_a_lock_have_all_that_the_extra_requires(lock, extra):
+    if missing := pins_of(extra).keys() - installed().keys():
+        pytest.skip(f"not installed, so its metadata cannot be read: {', '.join(sorted(missing))}")
+    pins = pins_of(lock) | pins_of(extra)
+    unmet = [
+        f"{name} requires {need}"
+        for name in pins_of(extra)
+        for need in needs_of(name)
+        if (pin := pins.get(canonicalize_name(need.name))) is None
+        or not need.specifier.contains(str(pin.specifier).removeprefix("=="), prereleases=True)
+    ]
+    assert not unmet
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_is_installed_as_pinned(extra):
+    here = installed()
+    other = [
+        name
+        for name in pins_of(extra)
+        if name in here and Version(here[name].version) != version_in(extra, name)
+    ]
+    assert not other, f"installed in another version than environment/{extra}.txt says"
 
 
 def test_windows_asks_for_a_cuda_build():
@@ -178,7 +212,7 @@ def test_the_environment_equals_the_cpu_lock(cpu_environment):
     }
     here = {name: Version(each.version) for name, each in installed().items()}
     here["torch"] = Version(here["torch"].public)  # the build (+cpu) depends on the index
-    extra = here.keys() - wanted.keys() - NOT_LOCKED
+    extra = here.keys() - wanted.keys() - NOT_LOCKED - {name for each in EXTRAS for name in pins_of(each)}
     missing = wanted.keys() - here.keys()
     other = {name: here[name] for name in wanted.keys() & here.keys() if here[name] != wanted[name]}
     assert not missing, "in environment/cpu.txt but not installed"
