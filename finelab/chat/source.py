@@ -79,7 +79,14 @@ def load_model(base: str, adapters: Mapping[str, Path], dtype: Any, device: str)
             raise LabError(
                 f"the adapter {name!r} was trained on {theirs}, not on {base}; serve it by itself."
             )
-    kinds = set(getattr(AutoConfig.from_pretrained(base), "layer_types", None) or ()) - {"full_attention"}
+    try:
+        config = AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise LabError(
+            f"{base} is no model that transformers can load; "
+            "expected a folder with a config.json, or a name on the Hub."
+        ) from error
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         raise LabError(f"{base} has layers of kind {sorted(kinds)[0]}, which are not served here; use vLLM.")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map=device)

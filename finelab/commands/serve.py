@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from finelab import machine
@@ -17,6 +19,8 @@ from finelab.errors import LabError
 from finelab.run import RUN_VARIABLE, default_recipe, open_run
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from finelab.chat.routes import Served
 
 KEYS = "FINELAB_API_KEYS"
@@ -82,8 +86,22 @@ def main(args: argparse.Namespace) -> int:
         config = uvicorn.Config(
             app, access_log=False, log_level="warning", timeout_graceful_shutdown=args.shutdown_timeout
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        run(uvicorn.Server(config), listener)
     return 0
+
+
+def run(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Serve until a signal; the answers under way are finished, unless a second signal comes."""
+    first = server.handle_exit
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.force_exit = server.should_exit  # uvicorn itself waits for SIGINT, not for a second SIGTERM
+        first(number, frame)
+
+    server.handle_exit = stop  # type: ignore[method-assign, assignment]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn raises it again at the end: to stop is no failure
+    server.run(sockets=[listener])
 
 
 def load(args: argparse.Namespace) -> Served:

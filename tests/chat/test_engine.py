@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finelab.chat import engine as module
 from finelab.chat.engine import Answer, Engine, QueueFull
 from finelab.chat.sampling import Sampling
 from tests import tiny
@@ -80,14 +79,11 @@ requests = st.tuples(
 @settings(max_examples=60, deadline=None)
 @given(asked=st.lists(requests, min_size=1, max_size=7), piece=st.integers(1, 6))
 def test_answers_made_together_are_those_made_alone(model, tokenizer, asked, piece):
-    module.PIECE, usual = piece, module.PIECE
-    try:
-        with Engine(model, tokenizer, max_concurrency=4, max_queue=4) as running:
-            made = [Asked(begin + rest, name, max_tokens=count) for begin, rest, name, count in asked]
-            running.submit([each.answer for each in made])
-            found = [each.result() for each in made]
-    finally:
-        module.PIECE = usual
+    with Engine(model, tokenizer, max_concurrency=4, max_queue=4) as running:
+        running.piece = piece
+        made = [Asked(begin + rest, name, max_tokens=count) for begin, rest, name, count in asked]
+        running.submit([each.answer for each in made])
+        found = [each.result() for each in made]
     for (begin, rest, name, count), (ids, _, finish) in zip(asked, found, strict=True):
         assert ids == alone(model, begin + rest, name, count)
         assert finish == "length"
