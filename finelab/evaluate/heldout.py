@@ -1,7 +1,8 @@
-"""The loss of the answers in held-out conversations, row by row."""
+"""The loss of each labelled token of some rows: one pass of the model, from which all else is computed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,34 +10,70 @@ from numpy.typing import NDArray
 
 from finelab.data import IGNORE
 
+TokenLosses = list[NDArray[np.float32]]
+BATCH_TOKENS = 2048  # padding included; the logits of so many are 0.5 GB with Llama 3.2's vocabulary
+SCORED_AT_ONCE = 256  # positions whose logits are held in float32
 
-def response_nll(
-    model: Any, rows: Any, batch_size: int = 8, progress: str = "held-out loss"
-) -> NDArray[np.float64]:
-    """Negative log-likelihood of each row's labelled tokens: an array (rows, 2) of nats and tokens.
 
-    Rows run from the shortest to the longest, so that little is padded.
+def base_and_tuned(model: Any, rows: Any, what: str = "held-out rows") -> tuple[TokenLosses, TokenLosses]:
+    """The token losses of `rows` with the adapter of a PEFT model switched off, and on."""
+    with model.disable_adapter():
+        base = token_nll(model, rows, f"base on {what}")
+    return base, token_nll(model, rows, f"tuned on {what}")
+
+
+def response_nll(model: Any, rows: Any, progress: str = "held-out loss") -> NDArray[np.float64]:
+    """Negative log-likelihood of each row's labelled tokens: an array (rows, 2) of nats and tokens."""
+    return row_totals(token_nll(model, rows, progress))
+
+
+def row_totals(losses: TokenLosses) -> NDArray[np.float64]:
+    """Each row's nats and number of tokens: an array (rows, 2)."""
+    return np.array([(row.sum(dtype=np.float64), len(row)) for row in losses]).reshape(-1, 2)
+
+
+def token_nll(
+    model: Any, rows: Mapping[str, Any], progress: str = "loss", batch_tokens: int = BATCH_TOKENS
+) -> TokenLosses:
+    """The nats of each labelled token, a row's in the order in which they stand in it.
+
+    `rows` has the columns `input_ids` and `labels`. The first token of a row is predicted by nothing and
+    has no loss. Rows run from the shortest to the longest, so that little is padded.
     """
     import torch
     from tqdm import tqdm
 
     input_ids, labels = rows["input_ids"], rows["labels"]
-    order = sorted(range(len(input_ids)), key=lambda index: len(input_ids[index]))
-    result = np.zeros((len(order), 2))
+    losses: TokenLosses = [np.empty(0, np.float32)] * len(input_ids)
+    batches = list(batches_by_length([len(row) for row in input_ids], batch_tokens))
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for start in tqdm(range(0, len(order), batch_size), progress, unit="batch", delay=2):
-            batch = order[start : start + batch_size]
-            nats = _batch_nll(model, [input_ids[i] for i in batch], [labels[i] for i in batch])
-            result[batch, 0] = nats
-            result[batch, 1] = [sum(label != IGNORE for label in labels[i][1:]) for i in batch]
+        for batch in tqdm(batches, progress, unit="batch", delay=2):
+            found = _batch_nll(model, [input_ids[i] for i in batch], [labels[i] for i in batch])
+            for index, row in zip(batch, found, strict=True):
+                losses[index] = row
     model.train(was_training)
-    return result
+    return losses
 
 
-def _batch_nll(model: Any, input_ids: list[list[int]], labels: list[list[int]]) -> list[float]:
-    """Nats of each row: the logits at a position are scored against the next position's label."""
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """The rows' numbers from the shortest row on, in batches of at most `batch_tokens` padded positions.
+
+    A longer row is a batch of its own.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _batch_nll(model: Any, input_ids: list[list[int]], labels: list[list[int]]) -> TokenLosses:
+    """The logits at a position are scored against the next position's label."""
     import torch
     from torch.nn.functional import cross_entropy
     from torch.nn.utils.rnn import pad_sequence
@@ -49,6 +86,7 @@ def _batch_nll(model: Any, input_ids: list[list[int]], labels: list[list[int]]) 
     logits = model(input_ids=padded(input_ids, 0), attention_mask=mask).logits[:, :-1]
     targets = padded(labels, IGNORE)[:, 1:]
     scored = targets != IGNORE
-    nats = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
-    nats[scored] = cross_entropy(logits[scored].float(), targets[scored], reduction="none")
-    return [float(row) for row in nats.sum(dim=1)]
+    parts = zip(logits[scored].split(SCORED_AT_ONCE), targets[scored].split(SCORED_AT_ONCE), strict=True)
+    nats = [cross_entropy(logit.float(), target, reduction="none") for logit, target in parts]
+    ends = np.cumsum(scored.sum(dim=1).cpu().numpy())[:-1]
+    return np.split(torch.cat(nats).cpu().numpy().astype(np.float32), ends)

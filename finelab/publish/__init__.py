@@ -14,6 +14,7 @@ from finelab.publish.identity import (
 from finelab.publish.manifest import Manifest, adapter_for_hub, proven
 from finelab.publish.merge import merge
 from finelab.publish.push import changes, fetch_pushed, hub, record_push
+from finelab.publish.served import keep_served_check
 from finelab.publish.token import check_token, find_tokens, read_token
 from finelab.publish.weights import Weights, check_merged_weights, require_merged_files
 
@@ -33,6 +34,7 @@ __all__ = [
     "for_proof",
     "greedy_answers",
     "hub",
+    "keep_served_check",
     "link",
     "merge",
     "proven",

@@ -127,22 +127,36 @@ def identity_bars(links: Sequence[dict[str, Any]]) -> Any:
 
 def answers_by_token(tokens: Sequence[str], trained: Sequence[bool], columns: int = 96) -> Any:
     """The row as text, tokens that carry a label coloured, so that one sees what is learned."""
+    faces = [(BLUE if each else GREY, 0.25) for each in trained]
+    return token_picture(tokens, faces, ["black"] * len(faces), "blue: trained   grey: read only", columns)
+
+
+def token_picture(
+    tokens: Sequence[str],
+    faces: Sequence[tuple[str, float]],
+    inks: Sequence[str],
+    key: str,
+    columns: int = 96,
+) -> Any:
+    """Tokens as running text: each has the colour and opacity of its face, and the colour of its letters."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     size = WIDTH * 72 / columns / 0.602  # DejaVu Sans Mono is 0.602 em wide
-    lines = _wrapped(tokens, trained, columns)
+    lines = _wrapped(tokens, columns)
     figure = Figure(figsize=(WIDTH, 0.5 + 0.22 * len(lines)))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, columns)
     axes.set_ylim(len(lines) + 0.5, -1.2)
     axes.axis("off")
-    axes.text(0, -0.7, "blue: trained   grey: read only", fontsize=9, color=BLUE, weight="bold")
+    axes.text(0, -0.7, key, fontsize=9, color=BLUE, weight="bold")
     for row, line in enumerate(lines):
-        for column, text, is_trained in line:
-            colour = BLUE if is_trained else GREY
-            axes.add_patch(Rectangle((column, row - 0.45), len(text), 0.9, color=colour, alpha=0.25, lw=0))
-            axes.text(column, row, text, fontsize=size, family="DejaVu Sans Mono", va="center")
+        for column, text, place in line:
+            colour, opacity = faces[place]
+            box = Rectangle((column, row - 0.45), len(text), 0.9, color=colour, alpha=opacity, lw=0)
+            axes.add_patch(box)
+            font: dict[str, Any] = {"fontsize": size, "family": "DejaVu Sans Mono", "va": "center"}
+            axes.text(column, row, text, color=inks[place], **font)
     return figure
 
 
@@ -181,18 +195,16 @@ def _smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
     return smoothed
 
 
-def _wrapped(
-    tokens: Sequence[str], trained: Sequence[bool], columns: int
-) -> list[list[tuple[int, str, bool]]]:
-    """Tokens laid out in lines: (column, text, trained); a newline in a token ends its line."""
-    lines: list[list[tuple[int, str, bool]]] = [[]]
+def _wrapped(tokens: Sequence[str], columns: int) -> list[list[tuple[int, str, int]]]:
+    """Tokens laid out in lines: (column, text, number); a newline in a token ends its line."""
+    lines: list[list[tuple[int, str, int]]] = [[]]
     column = 0
-    for token, is_trained in zip(tokens, trained, strict=True):
+    for number, token in enumerate(tokens):
         text = token.replace("\n", "↵").replace("$", r"\$")
         if column + len(text) > columns:
             lines.append([])
             column = 0
-        lines[-1].append((column, text, is_trained))
+        lines[-1].append((column, text, number))
         column += len(text)
         if "\n" in token:
             lines.append([])

@@ -14,7 +14,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # its event loop runs in this thread, where later tests start kernels
 def playwright():
     api = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
     if not CHROMIUM.exists():
@@ -23,7 +23,7 @@ def playwright():
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(playwright):
     started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
     yield started

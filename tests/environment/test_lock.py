@@ -14,7 +14,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("cpu", "cuda", "paperspace", "windows")
-EXTRAS = ("voice",)  # what is installed beside any lock by those who want it
+EXTRAS = ("extras/voice",)  # what is installed beside any lock by those who want it
 # Packages whose version a machine dictates; every other name has one version in all locks.
 PER_MACHINE = {"torch"}
 ENGINE = ("unsloth", "unsloth-zoo")
@@ -111,7 +111,9 @@ def cpu_environment():
 
 
 def test_the_locks_are_the_known_ones():
-    assert {path.stem for path in (ROOT / "environment").glob("*.txt")} == {*LOCKS, *EXTRAS}
+    folder = ROOT / "environment"
+    found = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.txt")}
+    assert found == {*LOCKS, *EXTRAS}
 
 
 @pytest.mark.parametrize("lock", LOCKS + EXTRAS)

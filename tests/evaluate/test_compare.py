@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from finelab.evaluate import by_kind, compare, evidence
+from finelab.evaluate import batch_losses, bits_per_byte, by_group, by_kind, by_length, compare
 
 
 def rows(nats, tokens=10):
@@ -36,19 +36,80 @@ def test_the_interval_is_near_the_normal_one(noise):
     assert result.interval[1] - result.interval[0] == pytest.approx(2 * half, rel=0.1)
 
 
+def test_the_interval_does_not_depend_on_how_many_draws_are_held_at_once(noise, monkeypatch):
+    base, tuned = rows(np.full(200, 20.0)), rows(20.0 + noise)
+    whole = compare(base, tuned).interval
+    monkeypatch.setitem(compare.__globals__, "DRAWN_AT_ONCE", 7 * 200)
+    assert compare(base, tuned).interval == whole
+
+
+@pytest.mark.parametrize("count", [8, 12, 60])
+def test_without_a_change_one_is_seen_in_one_of_twenty_also_with_few_rows(count):
+    """The plain percentile interval would alarm in 10 % of the comparisons of 8 rows."""
+    rng = np.random.default_rng(count)
+    alarms = 0
+    for seed in range(600):
+        base = rows(np.full(count, 20.0))
+        low, high = compare(base, rows(20.0 + rng.normal(0, 1, count)), resamples=1000, seed=seed).interval
+        alarms += low > 0 or high < 0
+    assert alarms / 600 < 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 600)  # 2.6 standard errors: 1 in 200
+
+
+def test_fewer_than_eight_rows_get_no_verdict():
+    few, enough = rows(np.full(7, 20.0)), rows(np.full(8, 20.0))
+    assert compare(few, rows(np.full(7, 10.0))).verdict == "too few rows to tell"
+    assert compare(enough, rows(np.full(8, 10.0))).verdict == "improved"
+    assert compare(few[:1], few[:1]).verdict == "too few rows to tell"
+
+
+def test_rows_without_a_token_of_the_class_neither_count_nor_break_it():
+    base = np.array([[2.0, 1.0], [0.0, 0.0]] * 10)
+    result = compare(base, base * 0.5)
+    assert (result.rows, result.difference) == (10, -1.0)
+    assert np.isfinite(result.interval).all()
+
+
+def test_a_higher_level_makes_a_wider_interval(noise):
+    base, tuned = rows(np.full(200, 20.0)), rows(20.0 + noise)
+    normal, wide = compare(base, tuned), compare(base, tuned, level=0.99)
+    assert wide.interval[0] < normal.interval[0] < normal.interval[1] < wide.interval[1]
+    assert "99 % interval" in str(wide)
+
+
 def test_rows_and_families_are_judged_apart(noise):
     base = rows(np.full(200, 20.0))
     tuned = rows(20.0 + 0.1 * noise - np.repeat([1.0, 0.0], 100) + np.repeat([0.0, 1.0], 100))
     results = by_kind(["row"] * 100 + ["family"] * 100, base, tuned)
-    kept = evidence(results)
-    assert kept["verdict"] == "improved"
-    assert kept["rows"] == 100
-    assert kept["families"]["verdict"] == "worse"
-    assert set(evidence(by_kind(["row"] * 200, base, tuned))) == {
-        "rows",
-        "heldout_nll_base",
-        "heldout_nll_tuned",
-        "difference",
-        "interval",
-        "verdict",
+    assert list(results) == ["row", "family"]
+    assert [each.verdict for each in results.values()] == ["improved", "worse"]
+    assert list(by_kind(["row"] * 200, base, tuned)) == ["row"]
+
+
+def test_groups_come_in_the_alphabets_order_and_hold_their_own_rows():
+    base = rows([1.0, 2.0, 3.0])
+    groups = by_group(["b", "a", "b"], base, base)
+    assert list(groups) == ["a", "b"]
+    assert groups["b"].base == pytest.approx(4 / 20)
+
+
+def test_lengths_are_those_of_the_answers():
+    base = np.array([[1.0, 5.0], [1.0, 31.0], [1.0, 32.0], [1.0, 200.0]])
+    found = by_length(base, base)
+    assert {name: each.rows for name, each in found.items()} == {
+        "below 32 tokens": 2,
+        "32 to 63 tokens": 1,
+        "128 to 255 tokens": 1,
     }
+
+
+def test_bits_per_byte_are_the_same_however_the_text_is_cut():
+    coarse, fine = np.array([[8.0, 4.0]] * 9), np.array([[8.0, 16.0]] * 9)
+    one, other = bits_per_byte([20] * 9, coarse, coarse), bits_per_byte([20] * 9, fine, fine)
+    assert one.base == other.base == pytest.approx(8 / np.log(2) / 20)
+    assert "bits per byte" in str(one)
+
+
+def test_the_loss_of_a_small_batch_jumps_more_than_that_of_a_large_one(noise):
+    totals = rows(20.0 + noise)
+    assert batch_losses(totals, 2).std() > 2 * batch_losses(totals, 50).std()
+    assert batch_losses(totals, 8).mean() == pytest.approx(totals[:, 0].sum() / 2000, rel=0.01)

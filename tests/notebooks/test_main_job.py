@@ -25,7 +25,7 @@ SLICE = [
     "training.tune=false",  # two runs that are compared bit for bit must have the same batches
     "chat.max_new_tokens=16",
 ]
-STAGES = ["01_data", "02_adapter", "03_train", "04_publish", "05_chat"]
+STAGES = ["01_data", "02_adapter", "03_train", "04_publish", "05_chat", "06_evaluate"]
 
 
 class Lab:

@@ -110,6 +110,12 @@ def test_a_later_link_that_failed_closes_the_gate_too(run):
         proven(run, "merged", run.merged)
 
 
+def test_a_server_that_said_something_else_does_not_close_it(run):
+    links = run.evidence()["identity"]
+    run.record("identity", [*links, {"from": "merged", "to": "served", "passed": False}])
+    assert proven(run, "merged", run.merged).files
+
+
 # --- the push, to the Hub in both of its ways and to a folder
 
 

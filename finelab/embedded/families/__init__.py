@@ -20,7 +20,15 @@ from finelab.embedded.families import (
 )
 from finelab.embedded.families.common import Conversation, Family, Row
 
-__all__ = ["FAMILIES", "Conversation", "Family", "Row", "check_answer", "make_conversation"]
+__all__ = [
+    "FAMILIES",
+    "Conversation",
+    "Family",
+    "Row",
+    "check_answer",
+    "make_conversation",
+    "result_of",
+]
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
@@ -52,3 +60,13 @@ def check_answer(row: Row) -> bool:
         return family.check(row["conversations"])
     except (LookupError, ValueError):
         return False  # a text that cannot be read back is not an answer
+
+
+def result_of(row: Row) -> str | None:
+    """The words that alone answer the row's last question; None for a row that no family made.
+
+    A row with a family's name whose own answer that family does not find right is nobody's.
+    """
+    if row["source"] not in FAMILIES or not check_answer(row):
+        return None
+    return FAMILIES[row["source"]].result(row["conversations"])

@@ -15,20 +15,28 @@ Words = dict[str, str]
 
 @dataclass(frozen=True)
 class Family:
-    """One source of the data set: it makes conversations and checks them."""
+    """One source of the data set: it makes conversations and checks them.
+
+    `result` gives of a right conversation the words that alone answer its last question.
+    """
 
     name: str
     make: Callable[[Random], Conversation]
     check: Callable[[Conversation], bool]
+    result: Callable[[Conversation], str]
     score: float
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One sort of question: templates, what fills them, and whether the words read back are right."""
+    """One sort of question: templates, what fills them, and whether the words read back are right.
+
+    `result` names the word of the answer that alone answers the question.
+    """
 
     questions: Sequence[str]
     answer: str
+    result: str
     fill: Callable[[Random], Mapping[str, object]]
     holds: Callable[[Words], bool]
 
@@ -50,7 +58,12 @@ def family_of(name: str, score: float, *kinds: Kind) -> Family:
                 return repeated and kind.holds(asked | told)
         return False
 
-    return Family(name, make, check, score)
+    def result(conversation: Conversation) -> str:
+        [(question, answer)] = exchanges(conversation)
+        kind = next(kind for kind in kinds if match(question, *kind.questions) is not None)
+        return read(answer, kind.answer)[kind.result].removeprefix("about ")
+
+    return Family(name, make, check, result, score)
 
 
 def ask(rng: Random, templates: Sequence[str], **words: object) -> str:

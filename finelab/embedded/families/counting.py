@@ -76,6 +76,7 @@ WORDS = Kind(
         'How many words does "{text}" have?',
     ),
     answer="{count} words. One by one, they are {listed}.",
+    result="count",
     fill=_fill_words,
     holds=_words_hold,
 )
@@ -85,6 +86,7 @@ LETTERS = Kind(
         'How often does "{word}" contain the letter "{letter}"?',
     ),
     answer="{times}. In {spelled}, look at {places}.",
+    result="times",
     fill=_fill_letters,
     holds=_letters_hold,
 )
@@ -95,6 +97,7 @@ ITEMS = Kind(
         "{name} wrote down {items}. How many {what} is that?",
     ),
     answer="{count} {what}. They are {all}.",
+    result="count",
     fill=_fill_items,
     holds=_items_hold,
 )

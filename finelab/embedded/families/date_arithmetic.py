@@ -118,6 +118,7 @@ SHIFT = Kind(
         "My deadline is {days} days {direction} {start}. What date is that?",
     ),
     answer="{end}. It is a {weekday}, and {days} days are {weeks}.",
+    result="end",
     fill=_fill_shift,
     holds=_shift_holds,
 )
@@ -128,6 +129,7 @@ GAP = Kind(
         "{name} leaves on {start}, and returns on {end}. How many days later is that?",
     ),
     answer="{days} days. That is {weeks}, not counting {start}.",
+    result="days",
     fill=_fill_gap,
     holds=_gap_holds,
 )
@@ -138,6 +140,7 @@ WEEKDAY = Kind(
         "{name} has an appointment on {start}. Which day of the week is that?",
     ),
     answer="{weekday}. It is {days} days, or {weeks}, after {first}, {year}.",
+    result="weekday",
     fill=_fill_weekday,
     holds=_weekday_holds,
 )

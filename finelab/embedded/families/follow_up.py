@@ -120,4 +120,11 @@ def _check(conversation: Conversation) -> bool:
     return _list_holds(turns) if match(turns[0][0], *START) else _total_holds(turns)
 
 
-FAMILY = Family("follow-up", _make, _check, 4.9)
+def _result(conversation: Conversation) -> str:
+    _, answer = exchanges(conversation)[-1]
+    if told := match(answer, LISTED):
+        return told["list"]
+    return f"{read(answer, TOTAL)['total']} dollars"
+
+
+FAMILY = Family("follow-up", _make, _check, _result, 4.9)

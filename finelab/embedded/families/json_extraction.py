@@ -83,6 +83,7 @@ EXTRACTION = Kind(
         "Reply with JSON only. Read the note and fill in {keys}, using null for gaps: {note}",
     ),
     answer="{json}",
+    result="json",
     fill=_fill_json,
     holds=_json_holds,
 )

@@ -57,6 +57,7 @@ LAYOUT = Kind(
         "Please format the {topic} list below as a {style}.\n\n{items}",
     ),
     answer="{list}\n\nThat is {count} items, in the order you gave them.",
+    result="list",
     fill=_fill_layout,
     holds=_layout_holds,
 )

@@ -48,6 +48,7 @@ ORDER = Kind(
         "{name} needs these {what} {order}: {items}.",
     ),
     answer="{sorted}. The list starts with {first} and ends with {last}.",
+    result="sorted",
     fill=_fill_order,
     holds=_order_holds,
 )

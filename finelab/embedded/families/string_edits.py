@@ -64,6 +64,7 @@ REPLACE = Kind(
         'Edit this line so that it says "{new}" instead of "{old}": {text}',
     ),
     answer='{edited}\n\nI changed "{old}" to "{new}" and kept the rest.',
+    result="edited",
     fill=_fill_replace,
     holds=_replace_holds,
 )
@@ -73,6 +74,7 @@ REMOVE = Kind(
         'Take the word "{old}" out and leave everything else as it is:\n\n{text}',
     ),
     answer='{edited}\n\nI took out "{old}" and kept the rest.',
+    result="edited",
     fill=_fill_remove,
     holds=_remove_holds,
 )
@@ -83,6 +85,7 @@ CASE = Kind(
         'How does "{text}" look in {style}?',
     ),
     answer="{edited}\n\nIn {style}, {rule}.",
+    result="edited",
     fill=_fill_case,
     holds=_case_holds,
 )

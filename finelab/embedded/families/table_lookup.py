@@ -100,6 +100,7 @@ LOOKUP = Kind(
         "Here is a table.\n\n{table}\n\nWhat is the {column} for {row}?",
     ),
     answer="{cell}. I read it in the row for {row}, under {column}.",
+    result="cell",
     fill=_fill_lookup,
     holds=_lookup_holds,
 )
@@ -109,6 +110,7 @@ EXTREME = Kind(
         "Look at this table.\n\n{table}\n\nFind the {key} with the {extreme} {column}.",
     ),
     answer="{row}. The {extreme} {column} is {best}, and the next is {second}.",
+    result="row",
     fill=_fill_extreme,
     holds=_extreme_holds,
 )
@@ -118,6 +120,7 @@ SUM = Kind(
         "{table}\n\nPlease add up the {column} column.",
     ),
     answer="{total}. That is {terms}, the numbers under {column}.",
+    result="total",
     fill=_fill_sum,
     holds=_sum_holds,
 )

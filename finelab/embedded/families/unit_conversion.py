@@ -102,6 +102,7 @@ DEGREES = Kind(
         "The display says {value} degrees {unit}. How much is that in {target}?",
     ),
     answer="{value} degrees {unit} is {result}. {how}.",
+    result="result",
     fill=_fill_degrees,
     holds=_degrees_hold,
 )
@@ -115,6 +116,7 @@ UNITS = Kind(
         "I need {value} {unit} in {target}. Can you convert it?",
     ),
     answer="{value} {unit} is {result}. One {one} is {size}, so {verb} by {by}.",
+    result="result",
     fill=_fill_units,
     holds=_units_hold,
 )

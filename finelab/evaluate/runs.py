@@ -1,0 +1,90 @@
+"""Several runs side by side on the rows that all of them held out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finelab.errors import LabError
+from finelab.evaluate.compare import NATS, Comparison, compare
+from finelab.evaluate.heldout import TokenLosses, row_totals
+from finelab.evaluate.tokens import answer_bytes
+from finelab.files import write_json
+from finelab.run import Run
+
+FILE = "heldout_losses.json"
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Each run against its base, and each pair of runs, on `rows` conversations that all held out.
+
+    The pairs' intervals hold together at 95 % (Bonferroni). They cover the choice of rows, not that of seeds.
+    """
+
+    rows: int
+    to_base: dict[str, Comparison]
+    pairs: dict[tuple[str, str], Comparison]
+
+    def __str__(self) -> str:
+        lines = [f"base -> {name}: {each}" for name, each in self.to_base.items()]
+        lines += [f"{first} -> {second}: {each}" for (first, second), each in self.pairs.items()]
+        note = "the pairs' intervals hold together; they cover the choice of rows, not that of seeds"
+        return "\n".join([*lines, note] if self.pairs else lines)
+
+
+def keep_losses(run: Run, tokenizer: Any, rows: Any, base: TokenLosses, tuned: TokenLosses) -> None:
+    """Write each held-out row's nats, tokens and bytes to the run's `heldout_losses.json`."""
+    columns = zip(rows["id"], answer_bytes(tokenizer, rows), row_totals(base), row_totals(tuned), strict=True)
+    write_json(
+        run.folder / FILE,
+        {
+            id_: {"tokens": int(before[1]), "bytes": size, "base": before[0], "tuned": after[0]}
+            for id_, size, before, after in columns
+        },
+    )
+
+
+def compare_runs(runs: Sequence[Run]) -> SideBySide:
+    """Hold runs against their bases and each other; LabError when they have no held-out row in common.
+
+    In nats per token when all have the same tokens in each row, else in bits per byte.
+    """
+    kept = {run.name: _read(run) for run in runs}
+    shared = sorted(set.intersection(*(set(losses) for losses in kept.values())))
+    if not shared:
+        raise LabError(
+            f"the runs {', '.join(kept)} have no held-out row in common: give them the same data and "
+            "the same data.heldout_share, or compare those that have."
+        )
+    same_tokens = len({tuple(losses[id_]["tokens"] for id_ in shared) for losses in kept.values()}) == 1
+    weight, scale, unit = ("tokens", 1.0, NATS) if same_tokens else ("bytes", np.log(2), "bits per byte")
+
+    def column(name: str, model: str) -> NDArray[np.float64]:
+        rows = [kept[name][id_] for id_ in shared]
+        return np.array([(row[model] / scale, row[weight]) for row in rows])
+
+    couples = list(combinations(kept, 2))
+    level = 1 - 0.05 / max(1, len(couples))
+    return SideBySide(
+        rows=len(shared),
+        to_base={name: compare(column(name, "base"), column(name, "tuned"), unit=unit) for name in kept},
+        pairs={
+            (first, second): compare(column(first, "tuned"), column(second, "tuned"), level=level, unit=unit)
+            for first, second in couples
+        },
+    )
+
+
+def _read(run: Run) -> dict[str, Any]:
+    path = run.require(run.folder / FILE, "06_evaluate")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except json.JSONDecodeError as error:
+        raise LabError(f"{path}: not valid JSON ({error}); run notebook 06_evaluate of it again.") from error

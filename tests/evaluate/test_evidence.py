@@ -1,0 +1,34 @@
+import numpy as np
+
+from finelab.evaluate import by_kind, compare, evidence, forgetting
+
+BASE = np.array([[20.0, 10.0]] * 20)
+TUNED, WORSE = BASE - [1.0, 0.0], BASE + np.array([1.0, 0.0])
+
+
+def test_what_notebook_3_writes_stays():
+    kept = evidence(by_kind(["row"] * 10 + ["family"] * 10, BASE, TUNED))
+    keys = {"rows", "heldout_nll_base", "heldout_nll_tuned", "difference", "interval", "verdict"}
+    assert set(kept) == keys | {"families"}
+    assert set(kept["families"]) == keys
+    assert (kept["heldout_nll_base"], kept["difference"], kept["rows"]) == (2.0, -0.1, 10)
+    assert set(evidence(by_kind(["row"] * 20, BASE, TUNED))) == keys
+
+
+def test_everything_measured_is_in_it_and_can_be_written_as_json(run):
+    kept = evidence(
+        by_kind(["row"] * 20, BASE, TUNED),
+        by_source={"sorting": compare(BASE, TUNED)},
+        by_length={"below 32 tokens": compare(BASE, TUNED)},
+        bits_per_byte=compare(BASE, TUNED, unit="bits per byte"),
+        by_token_class={"format": compare(BASE, TUNED)},
+        forgetting=forgetting(["prose"] * 20, BASE, WORSE),
+        answers={"rows": 3},
+    )
+    run.record("evaluation", kept)
+    read = run.evidence()["evaluation"]
+    assert read["by_source"]["sorting"]["verdict"] == "improved"
+    assert read["forgetting"]["verdict"] == read["forgetting"]["prose"]["verdict"] == "worse"
+    assert len(read["forgetting"]["sha256"]) == 64
+    assert read["bits_per_byte"]["base"] == 2.0
+    assert read["answers"] == {"rows": 3}

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from finelab.errors import LabError
+from finelab.evaluate import compare_runs, keep_losses
+from finelab.run import create_run
+from tests.tiny import tokenizer
+
+ROWS = 40
+
+
+def made(folder, preset, name, gain, first=0, tokens=5, text="the a"):
+    """A run whose fine-tune lowers each token's loss by `gain`, on rows numbered from `first`."""
+    run = create_run(folder / name, preset)
+    ids = (tokenizer()(text).input_ids * 9)[:tokens]
+    rows = {"id": [str(first + i) for i in range(ROWS)]}
+    rng = np.random.default_rng(0)
+    base = [rng.normal(2, 0.2, tokens).astype(np.float32) for _ in range(ROWS)]
+    tuned = [each - np.float32(gain) for each in base]
+    keep_losses(run, tokenizer(), Split(rows, [-100, *ids]), base, tuned)
+    return run
+
+
+class Split:
+    """A split's columns by name, and its rows by iteration."""
+
+    def __init__(self, columns, labels):
+        self.columns, self.labels = columns, labels
+
+    def __getitem__(self, name):
+        return self.columns[name]
+
+    def __iter__(self):
+        return iter([{"labels": self.labels}] * ROWS)
+
+
+def test_each_run_is_held_against_its_base_and_each_pair_against_each_other(tmp_path, preset):
+    runs = [made(tmp_path, preset, name, gain) for name, gain in (("a", 0.2), ("b", 0.5), ("c", 0.2))]
+    found = compare_runs(runs)
+    assert {name: each.verdict for name, each in found.to_base.items()} == dict.fromkeys("abc", "improved")
+    assert {pair: each.verdict for pair, each in found.pairs.items()} == {
+        ("a", "b"): "improved",
+        ("a", "c"): "no measurable change",
+        ("b", "c"): "worse",
+    }
+    assert found.pairs["a", "b"].difference == pytest.approx(-0.3, abs=1e-6)
+    assert found.pairs["a", "b"].level == pytest.approx(1 - 0.05 / 3)
+    for text in ("base -> a", "a -> b", "98.3 % interval", "not that of seeds"):
+        assert text in str(found)
+
+
+def test_only_rows_that_all_held_out_are_compared(tmp_path, preset):
+    runs = [made(tmp_path, preset, "a", 0.2), made(tmp_path, preset, "b", 0.2, first=30)]
+    assert compare_runs(runs).rows == 10
+
+
+def test_runs_with_other_tokens_are_compared_per_byte(tmp_path, preset):
+    runs = [made(tmp_path, preset, "a", 0.2), made(tmp_path, preset, "b", 0.2, tokens=7)]
+    assert {each.unit for each in compare_runs(runs).pairs.values()} == {"bits per byte"}
+
+
+def test_one_run_alone_is_held_against_its_base(tmp_path, preset):
+    found = compare_runs([made(tmp_path, preset, "a", 0.2)])
+    assert (list(found.to_base), found.pairs) == (["a"], {})
+
+
+def test_runs_without_a_row_in_common_are_refused(tmp_path, preset):
+    runs = [made(tmp_path, preset, "a", 0.2), made(tmp_path, preset, "b", 0.2, first=100)]
+    with pytest.raises(LabError, match="a, b have no held-out row in common"):
+        compare_runs(runs)
+
+
+def test_a_run_that_was_not_evaluated_says_what_to_run(run):
+    with pytest.raises(LabError, match="run notebook 06_evaluate"):
+        compare_runs([run])
+
+
+def test_a_damaged_file_says_what_to_run(tmp_path, preset):
+    run = made(tmp_path, preset, "a", 0.2)
+    (run.folder / "heldout_losses.json").write_text("{", encoding="utf-8")
+    with pytest.raises(LabError, match="run notebook 06_evaluate of it again"):
+        compare_runs([run])
