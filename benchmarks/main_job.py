@@ -1,9 +1,11 @@
 """Time the main job: `python lab.py run` on the embedded default, from nothing but its environment.
 
 python benchmarks/main_job.py   writes benchmarks/results/main_job.json and its two pictures; with another
-machine the numbers are another's. No peer is compared, so `ratios` is empty.
+machine the numbers are another's. No peer is compared, so `ratios` is empty. --keep FOLDER leaves the run
+there, for benchmarks/screenshots.py.
 """
 
+import argparse
 import json
 import os
 import resource
@@ -21,6 +23,9 @@ PICTURES = ("01_mask", "03_heldout")
 
 def main() -> None:
     """Run the job in a folder of its own and keep what it recorded."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keep", metavar="FOLDER", help="a new folder for the run, which is else deleted")
+    keep = parser.parse_args().keep
     with tempfile.TemporaryDirectory() as runs:
         started = time.monotonic()
         command = [sys.executable, str(ROOT / "lab.py"), "run", "--recipe", "smollm2-135m"]
@@ -30,6 +35,8 @@ def main() -> None:
         evidence = json.loads((run / "evidence.json").read_text(encoding="utf-8"))
         for name in PICTURES:
             shutil.copy(run / "figures" / f"{name}.png", RESULTS / f"main_job-{name}.png")
+        if keep:
+            shutil.copytree(runs, keep)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # Linux counts KiB
     result = {
         "benchmark": "main_job",
