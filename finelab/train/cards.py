@@ -57,6 +57,7 @@ class Point:
     card: str
     model: str
     rows_per_step: int
+    per_device_train_batch_size: int
     steps: int
     seconds: float
     padded_tokens_per_row: float

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -76,3 +77,9 @@ def test_the_measured_numbers_are_those_of_the_result_file():
         f"{families['heldout_nll_base']:.3f} → {families['heldout_nll_tuned']:.3f}",
     ):
         assert said in README, said
+
+
+def test_the_tables_of_models_and_times_are_those_of_their_sources():
+    report = runpy.run_path(str(ROOT / "benchmarks" / "report.py"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report["renewed"](readme) == readme
