@@ -125,9 +125,10 @@ def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    form = kind == "multipart/form-data" and request.url.path == voice.TRANSCRIPTIONS_PATH
-    if kind != "application/json" and not form:
-        message = "the body must be JSON: Content-Type: application/json"
+    form = request.url.path == voice.TRANSCRIPTIONS_PATH
+    wanted = "multipart/form-data" if form else "application/json"
+    if kind != wanted:
+        message = f"the body must be {'a form' if form else 'JSON'}: Content-Type: {wanted}"
         return error_response(ApiError(415, "wrong_content_type", message))  # type: ignore[no-any-return]
     if first["type"] == "json_invalid":
         return error_response(ApiError(400, "invalid_json", "the body is not valid JSON"))  # type: ignore[no-any-return]

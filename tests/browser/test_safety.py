@@ -82,6 +82,7 @@ def test_prompts_names_facts_and_tokens_are_text_too(page, server, hosts):
     ]
     server.replies.append(Say("fine"))
     page.goto(server.url)
+    page.locator(".suggestion", has_text="onerror").wait_for()  # the run's prompts have come
     page.get_by_role("button", name="Prompts").click()
     page.get_by_role("dialog").locator(".choice button").click()
     page.get_by_label("Message").press("Enter")

@@ -324,9 +324,11 @@ def test_fields_of_a_transcription_that_are_refused(http, form, param):
 def test_bodies_that_are_no_form(http):
     path, multipart = "/v1/audio/transcriptions", {"Content-Type": "multipart/form-data; boundary=x"}
     end = b"--x--\r\n"
+    for content, headers in ((b"", {}), (b"{}", {"Content-Type": "application/json"})):
+        response = http.post(path, content=content, headers=headers)
+        assert response.status_code == 415, (content, headers)
+        assert "multipart/form-data" in error_of(response)["message"]
     for content, headers in (
-        (b"", {}),
-        (b"{}", {"Content-Type": "application/json"}),
         (b"", multipart),
         (end, multipart),  # what the chat page asks with, to find out whether there is speech at all
         (b"nonsense", multipart),
