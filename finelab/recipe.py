@@ -18,6 +18,7 @@ PRESETS = Path(__file__).parent / "recipes"
 DUPLICATES = ("keep", "exact", "near")
 TRUNCATION = ("drop", "cut_turn", "cut")
 SAMPLING = ("random", "group_by_length", "sequential")
+INIT_LORA_WEIGHTS = (True, "gaussian", "pissa", "pissa_niter_16", "olora", "loftq")
 REPORT_TO = ("none", "trackio", "tensorboard", "wandb")
 
 
@@ -69,6 +70,8 @@ class Lora:
     use_gradient_checkpointing: str | bool
     random_state: int
     use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: bool | str = True
 
 
 @dataclass(frozen=True)
@@ -280,6 +283,9 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
         "lora.r must be at least 1": lora.r >= 1,
         "lora.lora_alpha must be at least 1": lora.lora_alpha >= 1,
         "lora.lora_dropout must lie between 0 and 1": 0 <= lora.lora_dropout < 1,
+        f"lora.init_lora_weights must be one of {', '.join(map(json.dumps, INIT_LORA_WEIGHTS))}": (
+            lora.init_lora_weights in INIT_LORA_WEIGHTS
+        ),
         "lora.target_modules must name at least one module": len(lora.target_modules) > 0,
         "training.per_device_train_batch_size must be at least 1": (
             training.per_device_train_batch_size >= 1

@@ -78,3 +78,11 @@ def test_a_missing_key_is_named(tmp_path, preset):
     path.write_text(recipe.dumps(preset).replace("r = 16\n", ""), encoding="utf-8")
     with pytest.raises(LabError, match=r"lora\.r: missing"):
         recipe.read(path)
+
+
+def test_an_adapters_start_is_one_that_peft_knows():
+    preset = recipe.load_preset("smollm2-135m")
+    assert recipe.override(preset, ["lora.init_lora_weights=pissa"]).lora.init_lora_weights == "pissa"
+    assert recipe.override(preset, ["lora.init_lora_weights=true"]).lora.init_lora_weights is True
+    with pytest.raises(LabError, match=r"init_lora_weights must be one of true, .gaussian."):
+        recipe.override(preset, ["lora.init_lora_weights=false"])

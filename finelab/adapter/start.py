@@ -1,8 +1,10 @@
-"""What LoRA promises before the first step: B is zero, so the adapter changes nothing."""
+"""How an adapter starts: with B zero it changes nothing; LoftQ has settings of its own."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from finelab.recipe import Recipe
 
 
 def starts_as_base(model: Any, input_ids: list[int]) -> float:
@@ -18,3 +20,12 @@ def starts_as_base(model: Any, input_ids: list[int]) -> float:
             base = model(input_ids=ids).logits
     model.train(was_training)
     return float((tuned - base).abs().max())
+
+
+def loftq_config(recipe: Recipe) -> Any:
+    """PEFT's `LoftQConfig` of 4 bit and one iteration when the recipe starts with LoftQ, else None."""
+    if recipe.lora.init_lora_weights != "loftq":
+        return None
+    from peft import LoftQConfig
+
+    return LoftQConfig(loftq_bits=4, loftq_iter=1)

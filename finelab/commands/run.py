@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 OUTPUTS = {
     "01_data": ("data",),
     "02_adapter": (),
-    "03_train": ("checkpoints", "adapter"),
+    "03_train": ("checkpoints", "adapter", "heldout_losses.json"),
     "04_publish": ("merged", "served-check.json", "gguf", "pushed", "adapter_for_hub"),
     "05_chat": (),
-    "06_evaluate": ("answers.json", "heldout_losses.json"),
+    "06_evaluate": ("answers.json",),
 }
 NEEDED_BYTES = 2_000_000_000
 
@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="from_stage",
         metavar="STAGE",
         help="do this stage and the later ones again: data, adapter, train, publish or chat",
+    )
+    parser.add_argument(
+        "--stages",
+        metavar="STAGE,STAGE",
+        help="only these stages, for example data,train; all when left out",
     )
     parser.add_argument(
         "--set",
@@ -66,16 +71,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run what is left of a run, and end with the table of what came out."""
     first = stage_called(args.from_stage) if args.from_stage else None
+    stages = chosen_stages(args.stages)
     run = prepare(args)
     if args.accept_changes:
         os.environ[ACCEPT_VARIABLE] = "1"
     with alone(run):
         if first:
             set_aside(run, stages_from(first), outputs=True)
-        return do(run)
+        return do(run, stages)
 
 
-def do(run: Run) -> int:
+def do(run: Run, stages: list[str]) -> int:
     """Execute the stages that are left and show the table; returns the exit code."""
     from rich.console import Console  # here, so that a wrong option is told at once
 
@@ -84,7 +90,7 @@ def do(run: Run) -> int:
 
     console = Console()
     try:
-        run_stages(run, NOTEBOOKS, console)
+        run_stages(run, NOTEBOOKS, console, stages)
     except NotebookError as error:
         print(f"finelab: {error}", file=sys.stderr)
         return 1
@@ -157,7 +163,7 @@ def existing_runs() -> list[str]:
     return sorted(path.parent.name for path in RUNS.glob("*/recipe.toml"))
 
 
-def stage_called(text: str) -> str:
+def stage_called(text: str, option: str = "--from") -> str:
     """The stage that `train`, `03`, `03_train` or `03_train.ipynb` means; LabError for others."""
     name = text.removesuffix(".ipynb")
     for stage in OUTPUTS:
@@ -165,7 +171,15 @@ def stage_called(text: str) -> str:
         if name in (stage, number, word):
             return stage
     words = ", ".join(stage.partition("_")[2] for stage in OUTPUTS)
-    raise LabError(f"--from {text}: there is no such stage; there are: {words}.")
+    raise LabError(f"{option} {text}: there is no such stage; there are: {words}.")
+
+
+def chosen_stages(text: str | None) -> list[str]:
+    """The stages that `data,train` names, in their order; all when it is None."""
+    if text is None:
+        return list(OUTPUTS)
+    named = {stage_called(word.strip(), "--stages") for word in text.split(",")}
+    return [stage for stage in OUTPUTS if stage in named]
 
 
 def stages_from(first: str) -> list[str]:
@@ -190,15 +204,15 @@ def set_aside(run: Run, stages: list[str], outputs: bool) -> None:
             path.rename(moved)
 
 
-def run_stages(run: Run, notebooks: Path, console: Console) -> None:
-    """Execute the notebooks that this run has not been through yet; says which ones it has."""
+def run_stages(run: Run, notebooks: Path, console: Console, stages: Sequence[str] = tuple(OUTPUTS)) -> None:
+    """Execute those of `stages` that this run has not been through yet; says which ones it has."""
     import nbformat
 
     from finelab.commands.execute import execute
     from finelab.commands.progress import Progress
 
     progress = Progress(console)
-    for stage in OUTPUTS:
+    for stage in stages:
         copy = copy_of(run, stage)
         if copy.exists():
             word = stage.partition("_")[2]

@@ -158,8 +158,18 @@ def test_two_runners_do_not_work_on_the_same_run(options):
 def test_accepted_changes_reach_the_kernel_that_trains(options, monkeypatch):
     seen = []
     monkeypatch.delenv(ACCEPT_VARIABLE, raising=False)
-    monkeypatch.setattr(command, "do", lambda run: seen.append(os.environ.get(ACCEPT_VARIABLE)) or 0)
+    monkeypatch.setattr(command, "do", lambda run, stages: seen.append(os.environ.get(ACCEPT_VARIABLE)) or 0)
     assert command.main(options("--run", "mine")) == 0
     monkeypatch.setenv(ACCEPT_VARIABLE, "")  # so that it is put back after the test
     assert command.main(options("--run", "mine", "--accept-changes")) == 0
     assert seen == [None, "1"]
+
+
+def test_only_the_stages_asked_for_are_done(options, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "do", lambda run, stages: asked.append(stages) or 0)
+    assert command.main(options("--run", "mine", "--stages", "train, data")) == 0
+    assert command.main(options("--run", "mine")) == 0
+    assert asked == [["01_data", "03_train"], list(OUTPUTS)]
+    with pytest.raises(LabError, match="--stages fly: there is no such stage"):
+        command.main(options("--run", "mine", "--stages", "data,fly"))

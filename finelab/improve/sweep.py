@@ -1,0 +1,43 @@
+"""All trials of a sweep, some at a time, from where it is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from finelab.errors import LabError
+from finelab.improve.definition import open_sweep
+from finelab.improve.trial import Outcome, outcome, run_trial
+
+
+def run_sweep(folder: Path, workers: int = 1, retry: bool = False, quiet: bool = False) -> list[Outcome]:
+    """Run what is left of the sweep in `folder`, `workers` trials at a time, and give every outcome.
+
+    With `retry` failed trials are run again. Ctrl-C lets the running ones save; the next call goes on.
+    """
+    if workers < 1:
+        raise LabError(f"workers = {workers}: expected at least 1.")
+    folder = folder.absolute()
+    trials = open_sweep(folder).trials()
+    ended = ("finished", "stopped early", *(() if retry else ("failed",)))
+    left = [trial for trial in trials if outcome(trial, folder).state not in ended]
+    stop, started = threading.Event(), time.monotonic()
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(run_trial, trial, folder, stop, retry) for trial in left]
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                if not quiet:
+                    print(_progress(future.result(), done, len(left), time.monotonic() - started), flush=True)
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [outcome(trial, folder) for trial in trials]
+
+
+def _progress(ended: Outcome, done: int, total: int, seconds: float) -> str:
+    rest = seconds / done * (total - done) / 60
+    said = f": {ended.reason}" if ended.reason else ""
+    return f"{done} of {total}, about {rest:.0f} min left: {ended.trial.name} {ended.state}{said}"

@@ -1,0 +1,190 @@
+"""One trial: a child process runs notebooks 01 and 03, and is stopped when it is clearly bad.
+
+`run_trial` needs nothing but its arguments and a disk, so Modal's `.map` or a Ray task can call it on
+another machine, with the sweep's folder on a shared volume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finelab.data import IGNORE, load_split
+from finelab.errors import LabError
+from finelab.files import write_json
+from finelab.improve.definition import Trial
+from finelab.run import RUN_VARIABLE, Run, open_run
+
+LOSSES = "heldout_losses.json"  # notebook 03 leaves it
+FAILED, PRUNED = "failed.json", "pruned.json"
+EVALUATIONS = 2  # looks at the held-out rows on the way: one pass takes about 7 s on 2 cores
+POLL_S = 1.0
+INTERRUPTED = (130, -signal.SIGINT)  # how `finelab run` ends after Ctrl-C
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial: `state` is finished, failed, stopped early or waiting, `reason` says why.
+
+    `losses` maps a held-out row's id to its `tokens`, `bytes` and nats `tuned`; empty unless it finished.
+    """
+
+    trial: Trial
+    state: str
+    reason: str
+    losses: Mapping[str, Mapping[str, float]]
+    training: Mapping[str, Any]
+
+
+def steps_for(tokens_per_row: float, effective_batch: int, trained_tokens: int) -> int:
+    """The optimizer steps, at least one, that bring a run nearest to so many trained tokens."""
+    return max(1, round(trained_tokens / (tokens_per_row * effective_batch)))
+
+
+def outcome(trial: Trial, runs: Path) -> Outcome:
+    """What the trial's folder says became of it."""
+    folder = runs / trial.name
+    training = Run(folder, None).evidence().get("training", {})  # type: ignore[arg-type]
+    if (folder / "notebooks" / "03_train.ipynb").exists() and (folder / LOSSES).exists():
+        return Outcome(trial, "finished", "", _json(folder / LOSSES), training)
+    for name, state in ((PRUNED, "stopped early"), (FAILED, "failed")):
+        if (folder / name).exists():
+            return Outcome(trial, state, _json(folder / name)["reason"], {}, training)
+    return Outcome(trial, "waiting", "", {}, training)
+
+
+def run_trial(trial: Trial, runs: Path, stop: threading.Event | None = None, retry: bool = False) -> Outcome:
+    """Bring a trial to its end in `runs / trial.name`, from where it is; one that has ended is kept.
+
+    With `retry` a failed trial is run again. `stop` ends it after a save; it then goes on next time.
+    """
+    folder = runs / trial.name
+    if retry:
+        (folder / FAILED).unlink(missing_ok=True)
+    if (known := outcome(trial, runs)).state != "waiting":
+        return known
+    try:
+        steps = _steps(trial, runs, stop)
+        eval_steps = -(-steps // EVALUATIONS)
+        added = [
+            f"training.seed={trial.seed}",
+            f"lora.random_state={trial.seed}",
+            f"training.max_steps={steps}",
+            f"training.eval_steps={eval_steps}",
+            f"training.save_steps={eval_steps}",
+            "training.tune=false",
+        ]
+        _run(trial, trial.name, "data,train", [*trial.assignments, *added], runs, stop)
+    except LabError as error:
+        write_json(folder / FAILED, {"reason": str(error)})
+    return outcome(trial, runs)
+
+
+def clearly_bad(losses: Mapping[int, float]) -> bool:
+    """Whether the latest of the held-out losses by step is worse than before training, or not a number."""
+    import optuna
+
+    first, last = min(losses), max(losses)
+    if first == last:
+        return False
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # not a line for every study
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=losses[first]))
+    watched = study.ask()
+    watched.report(losses[last], last)
+    return bool(watched.should_prune())
+
+
+def heldout_losses(checkpoints: Path) -> dict[int, float]:
+    """The held-out losses by step in the newest checkpoint's trainer state; empty before the first."""
+    states = sorted(
+        checkpoints.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime
+    )
+    if not states:
+        return {}
+    history = _json(states[-1])["log_history"]
+    return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+
+
+def _steps(trial: Trial, runs: Path, stop: threading.Event | None) -> int:
+    """The steps of the budget, from the real lengths of the setting's own training rows."""
+    name = f"{trial.setting}-data"
+    if not (runs / name / "notebooks" / "01_data.ipynb").exists():
+        _run(trial, name, "data", list(trial.assignments), runs, stop)
+    run = open_run(runs / name)
+    labels, training = load_split(run, "train")["labels"], run.recipe.training
+    per_row = sum(label != IGNORE for row in labels for label in row) / len(labels)
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return steps_for(per_row, batch, trial.trained_tokens)
+
+
+def _run(
+    trial: Trial, name: str, stages: str, assignments: list[str], runs: Path, stop: threading.Event | None
+) -> None:
+    """`python -m finelab run` in a child; LabError with its last line when it fails."""
+    from filelock import FileLock
+
+    folder = runs / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # the child of a sweep that was killed may still be at it
+        pass
+    command = [sys.executable, "-m", "finelab", "run", "--recipe", trial.recipe, "--run", name]
+    command += ["--stages", stages, *(part for text in assignments for part in ("--set", text))]
+    environment = {**os.environ, "FINELAB_RUNS": str(runs)}
+    environment.pop(RUN_VARIABLE, None)
+    with (folder / "output.txt").open("w", encoding="utf-8") as output:
+        child = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=Path(__file__).parents[2],
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+        _wait(child, folder, stop)
+    if not child.returncode or (folder / PRUNED).exists():
+        return
+    if child.returncode in INTERRUPTED:
+        raise KeyboardInterrupt
+    said = _last_line(folder / "output.txt")
+    raise LabError(said if child.returncode > 0 else f"ended by signal {-child.returncode}; before: {said}")
+
+
+def _wait(child: subprocess.Popen[bytes], folder: Path, stop: threading.Event | None) -> None:
+    """Until the child ends: asked to save and end when `stop` is set or the trial is clearly bad."""
+    asked = False
+    while True:
+        try:
+            child.wait(POLL_S)
+            return
+        except subprocess.TimeoutExpired:
+            pass
+        losses = heldout_losses(folder / "checkpoints")
+        bad = bool(losses) and not asked and clearly_bad(losses)
+        if bad:
+            step = max(losses)
+            reason = (
+                f"held-out loss {losses[step]:.3f} at step {step}, {losses[min(losses)]:.3f} before training"
+            )
+            write_json(folder / PRUNED, {"step": step, "reason": reason})
+        if not asked and (bad or (stop and stop.is_set())):
+            child.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT))
+            asked = True
+
+
+def _last_line(path: Path) -> str:
+    """The sentence the child ended with: of a failed cell its error, the line before `more of it`."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    said = [line for line in lines if line and not line.startswith("more of it: ")]
+    return said[-1].removeprefix("finelab: ") if said else "the child ended without a word"
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
