@@ -17,6 +17,7 @@ from finelab.recipe import Recipe
 RUN_VARIABLE = "FINELAB_RUN"
 RECIPE_VARIABLE = "FINELAB_RECIPE"
 ACCEPT_VARIABLE = "FINELAB_ACCEPT_CHANGES"  # 1: a training goes on although something changed
+NEEDED_BYTES = 2_000_000_000  # of the disk, or `lab.py run` does not begin
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 RUNS = Path(os.environ.get("FINELAB_RUNS") or Path(__file__).parent.parent / "runs").absolute()
 

@@ -1,111 +1,102 @@
-"""Say what this machine is, what will be used on it and why, and what is out of step."""
+"""Say what this machine is, what will be used on it and why, and what is wrong with it."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import contextlib
+import dataclasses
 import json
 import platform
-import shutil
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 from finelab import machine, recipe
 from finelab.commands.run import existing_runs
-from finelab.errors import LabError
-from finelab.run import RUNS, default_recipe
-
-ENVIRONMENT = Path(__file__).parent.parent.parent / "environment"
+from finelab.doctor import Facts, Finding, diagnose, gather
+from finelab.recipe import Recipe
+from finelab.run import default_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`lab.py doctor` takes none."""
+    """The options of `lab.py doctor`."""
+    presets = ", ".join(recipe.preset_names())
+    parser.add_argument(
+        "--recipe", metavar="NAME", help=f"look whether this machine is fit for it, one of: {presets}"
+    )
+    parser.add_argument("--json", action="store_true", help="print the facts and the findings as JSON")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the report."""
-    name = default_recipe()
-    lock = installed_lock()
+    """Print the report; 1 when a finding stops the lab."""
+    chosen = chosen_recipe(args.recipe)
+    with contextlib.redirect_stdout(sys.stderr):  # what a library says on its import is no JSON
+        facts = gather(chosen)
+    findings = diagnose(facts)
+    if args.json:
+        found = [dataclasses.asdict(finding) for finding in findings]
+        print(json.dumps({"facts": dataclasses.asdict(facts), "findings": found}, indent=2))
+    else:
+        print(machine_text(facts, chosen, args.recipe is None))
+        print(findings_text(findings))
+    return int(any(finding.severity == "stop" for finding in findings))
+
+
+def chosen_recipe(name: str | None) -> Recipe:
+    """The recipe that is named, else this machine's; the embedded one where torch cannot be asked."""
+    if name:
+        return recipe.load_preset(name)
+    try:
+        return recipe.load_preset(default_recipe())
+    except (ImportError, OSError):
+        return recipe.load_preset("smollm2-135m")
+
+
+def machine_text(facts: Facts, chosen: Recipe, by_default: bool) -> str:
+    """What the machine is, a label and a text on each line, and what it dictates."""
     rows = {
         "system": f"{platform.platform()}, Python {platform.python_version()} in {sys.prefix}",
-        "lock": f"environment/{lock}.txt" if lock else "not installed by lab.py",
+        "lock": f"environment/{facts.lock}.txt" if facts.lock else "not installed by lab.py",
         "packages": ", ".join(f"{key} {value}" for key, value in machine.versions().items()),
-        "out of step": _out_of_step(lock),
-        "card": _card(),
-        "memory": _memory(),
-        "disk": f"{machine.free_bytes(RUNS) / 1e9:.1f} GB free for {RUNS}",
-        "Hub token": _token(),
+        "out of step": _out_of_step(facts),
+        "card": _card(facts),
+        "memory": f"{_gib(facts.memory_available_bytes)} of {_gib(facts.memory_bytes)} free",
+        "disk": f"{_gb(facts.runs_free_bytes)} free for {facts.runs}",
+        "Hub token": f"found in {facts.tokens[0]}" if facts.tokens else "none",
         "recipes": ", ".join(recipe.preset_names()),
         "runs": ", ".join(existing_runs()) or "none yet",
     }
-    for label, text in rows.items():
-        print(f"{label:12}  {text}")
-    print(f"\nWithout --recipe this machine uses {name}, with:")
-    print(machine.profile(recipe.load_preset(name)).describe())
-    return 0
+    lines = [f"{label:12}  {text}" for label, text in rows.items()]
+    if facts.torch and not facts.override_problem:
+        without = "Without --recipe this machine uses" if by_default else "This machine would use"
+        lines += ["", f"{without} {chosen.name}, with:", machine.profile(chosen).describe()]
+    return "\n".join(lines)
 
 
-def installed_lock() -> str | None:
-    """The lock that lab.py made this environment from."""
-    try:
-        stamp = json.loads((Path(sys.prefix) / "finelab-lock.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return str(stamp["lock"])
+def findings_text(findings: Sequence[Finding]) -> str:
+    """Each finding, what follows from it, and what mends it on a line of its own."""
+    if not findings:
+        return "\nNothing found that is wrong."
+    told = [f"\n{each.severity}: {each.found}\n    {each.consequence}\n    {each.mend}" for each in findings]
+    return "\n".join(told)
 
 
-def out_of_step(pins: str) -> list[str]:
-    """The packages of a lock that are missing here, or here in another version."""
-    from packaging.requirements import Requirement
-
-    found = []
-    for line in filter(None, (line.partition("#")[0].strip() for line in pins.splitlines())):
-        if line.startswith("-"):
-            continue
-        pin = Requirement(line)
-        if pin.marker is not None and not pin.marker.evaluate():
-            continue
-        try:
-            version = importlib.metadata.version(pin.name)
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{pin.name} is missing")
-            continue
-        if not pin.specifier.contains(version, prereleases=True):
-            found.append(f"{pin.name} {version} instead of {pin.specifier}")
-    return found
-
-
-def _out_of_step(lock: str | None) -> str:
-    if lock is None:
+def _out_of_step(facts: Facts) -> str:
+    if facts.lock is None:
         return "unknown"
-    found = out_of_step((ENVIRONMENT / f"{lock}.txt").read_text(encoding="utf-8"))
-    return "; ".join(found) or "nothing, all packages are as locked"
+    return "; ".join(facts.out_of_step) or "nothing, all packages are as locked"
 
 
-def _card() -> str:
-    hardware = machine.read_hardware()
-    if hardware.device == "cuda":
-        return f"{hardware.name}, {hardware.gpu_memory_bytes / 2**30:.1f} GiB"
-    if shutil.which("nvidia-smi"):
-        lock = "windows" if sys.platform == "win32" else "cuda"
-        return (
-            "an NVIDIA card that this torch cannot use; "
-            f"with FINELAB_LOCK={lock} set, lab.py installs one that can"
-        )
-    return "no NVIDIA card"
+def _card(facts: Facts) -> str:
+    if not facts.nvidia:
+        return "no NVIDIA card"
+    names = ", ".join(f"{card.name} with {_gib(card.memory_bytes)}" for card in facts.cards)
+    driver = f"driver {facts.driver}" if facts.driver else "a driver that does not answer"
+    return f"{names or 'an NVIDIA card'}, {driver}" + ("" if facts.torch_sees_card else ", not seen by torch")
 
 
-def _memory() -> str:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    return f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
+def _gib(size: int | None) -> str:
+    return "an unknown amount" if size is None else f"{size / 2**30:.1f} GiB"
 
 
-def _token() -> str:
-    from finelab.publish import read_token  # it needs packages
-
-    try:
-        return "found" if read_token() else "none: a push goes to a folder"
-    except LabError as error:
-        return str(error)
+def _gb(size: int | None) -> str:
+    return "an unknown amount" if size is None else f"{size / 1e9:.1f} GB"

@@ -19,7 +19,16 @@ from finelab.errors import LabError
 from finelab.files import writing
 from finelab.machine import require_free_space
 from finelab.recipe import Recipe
-from finelab.run import ACCEPT_VARIABLE, NOTEBOOKS, RUNS, Run, create_run, default_recipe, open_run
+from finelab.run import (
+    ACCEPT_VARIABLE,
+    NEEDED_BYTES,
+    NOTEBOOKS,
+    RUNS,
+    Run,
+    create_run,
+    default_recipe,
+    open_run,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +42,6 @@ OUTPUTS = {
     "05_chat": (),
     "06_evaluate": ("answers.json",),
 }
-NEEDED_BYTES = 2_000_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

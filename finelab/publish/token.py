@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,23 @@ def read_token(folder: Path = NOTEBOOKS) -> str | None:
 
     LabError when a file holds no token, or is tracked by git.
     """
+    return next((token for _, token in each_token(folder)), None)
+
+
+def each_token(folder: Path = NOTEBOOKS) -> Iterator[tuple[str, str]]:
+    """Every place with a token and the token in it, the one that is used first; LabError as `read_token`."""
     if os.environ.get("HF_TOKEN"):
-        return _parse(os.environ["HF_TOKEN"], "HF_TOKEN")
+        yield "HF_TOKEN", _parse(os.environ["HF_TOKEN"], "HF_TOKEN")
     for path in (folder / name for name in FILES):
         if path.exists():
             _refuse_tracked(path)
-            _warn_of_readers(path)
-            return _parse(_decode(path), str(path))
+            if can_be_read_by_others(path):
+                print(f"Other users of this machine can read your token: chmod 600 {path}")
+            yield str(path), _parse(_decode(path), str(path))
     from huggingface_hub import get_token
 
-    token: str | None = get_token()
-    return token
+    if not os.environ.get("HF_TOKEN") and (login := get_token()):  # which reads the variable first, too
+        yield "the Hub login", login
 
 
 def check_token(token: str | None, repo_name: str) -> str | None:
@@ -139,9 +146,9 @@ def _decode(path: Path) -> str:
     return raw.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
 
 
-def _warn_of_readers(path: Path) -> None:
-    if os.name == "posix" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        print(f"Other users of this machine can read your token: chmod 600 {path}")
+def can_be_read_by_others(path: Path) -> bool:
+    """Whether other users of this machine can read a file; Windows has no such permissions."""
+    return os.name == "posix" and bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
 
 
 def _refuse_tracked(path: Path) -> None:

@@ -1,13 +1,30 @@
-"""The doctor's report: the machine, the lock, and never the token itself."""
+"""The doctor's report: the machine, what is wrong with it, its exit code, and never the token itself."""
 
-from importlib import metadata
+import json
+from dataclasses import replace
+
+import pytest
 
 from finelab.__main__ import main
-from finelab.commands.doctor import out_of_step
+from finelab.commands import doctor
+from finelab.doctor import Finding
+from tests.doctor.machines import CPU, HEALTHY, TURING
+
+CANARY = "hf_" + "secret" * 6
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Let the command meet another machine than this one."""
+
+    def put(facts):
+        monkeypatch.setattr(doctor, "gather", lambda recipe: facts)
+
+    return put
 
 
 def test_the_report_covers_the_machine_and_the_profile(capsys, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_" + "secret" * 6)
+    monkeypatch.setenv("HF_TOKEN", CANARY)
     assert main(["doctor"]) == 0
     told = capsys.readouterr().out
     for label in ("lock", "packages", "card", "memory", "disk", "Hub token     found", "dtype"):
@@ -15,16 +32,52 @@ def test_the_report_covers_the_machine_and_the_profile(capsys, monkeypatch):
     assert "secret" not in told
 
 
-def test_packages_out_of_step_are_named():
-    pytest_version = metadata.version("pytest")
-    pins = f"""
-# a comment
-pytest=={pytest_version}
-rich==0.0.1
-no-such-package==1.0
-appnope==1.0 ; sys_platform == "nowhere"
-"""
-    assert out_of_step(pins) == [
-        f"rich {metadata.version('rich')} instead of ==0.0.1",
-        "no-such-package is missing",
-    ]
+def test_json_is_one_object_without_a_token(capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    assert main(["doctor", "--json"]) == 0
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    assert set(report) == {"facts", "findings"}
+    assert report["facts"]["tokens"][0] == "HF_TOKEN"
+    assert "secret" not in told.out + told.err
+    for finding in report["findings"]:
+        assert set(finding) == {"severity", "found", "consequence", "mend", "rule"}
+
+
+def test_another_recipe_is_looked_at(capsys):
+    assert main(["doctor", "--json", "--recipe", "llama-3.2-3b"]) == 0
+    assert json.loads(capsys.readouterr().out)["facts"]["recipe"] == "llama-3.2-3b"
+
+
+def test_an_unknown_recipe_is_one_sentence(capsys):
+    assert main(["doctor", "--recipe", "llama-9"]) == 2
+    assert "llama-9" in capsys.readouterr().err
+
+
+def test_nothing_wrong_is_said(machine, capsys):
+    machine(CPU)
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.endswith("\nNothing found that is wrong.\n")
+
+
+def test_a_finding_that_stops_the_lab_is_the_exit_code(machine, capsys):
+    machine(replace(HEALTHY, cards=(TURING,), runs_free_bytes=0))
+    assert main(["doctor"]) == 1
+    stop, note = capsys.readouterr().out.split("\n\n")[-2:]
+    assert stop.startswith("stop: 0.0 GB are free")
+    assert note.startswith("note: NVIDIA GeForce RTX 2060 SUPER has no bfloat16")
+
+
+def test_the_mending_command_stands_alone_on_its_line():
+    finding = Finding("warning", "a is b", "so c", "python lab.py doctor")
+    assert doctor.findings_text([finding]).splitlines()[-1].strip() == finding.mend
+
+
+def test_without_torch_the_report_still_comes(machine, capsys, monkeypatch):
+    def no_torch():
+        raise ImportError("No module named 'torch'")
+
+    monkeypatch.setattr(doctor, "default_recipe", no_torch)
+    machine(replace(CPU, torch=None, torch_error="No module named 'torch'"))
+    assert main(["doctor"]) == 1
+    assert "torch cannot be imported" in capsys.readouterr().out

@@ -1,0 +1,105 @@
+"""A machine with nothing wrong, on Linux and on Windows."""
+
+from dataclasses import replace
+
+from finelab.doctor import Card, Facts
+
+GB = 10**9
+GIB = 2**30
+CARD = Card("NVIDIA GeForce RTX 3070", "GPU-3070", (8, 6), 8 * GIB, GIB // 2)
+TURING = replace(CARD, name="NVIDIA GeForce RTX 2060 SUPER", uuid="GPU-2060", capability=(7, 5))
+PASCAL = replace(CARD, name="NVIDIA GeForce GTX 1080", uuid="GPU-1080", capability=(6, 1))
+
+HEALTHY = Facts(
+    system="Linux",
+    release="6.8.0-45-generic",
+    machine="x86_64",
+    python=(3, 12),
+    pythons=((3, 11), (3, 13)),
+    program="/home/ada/finelab/.venv/bin/python",
+    root="/home/ada/finelab",
+    environment="/home/ada/finelab/.venv",
+    translated=False,
+    long_paths=True,
+    symlinks=True,
+    workers=8,
+    openmp=(),
+    on_battery=False,
+    clock=1_795_000_000.0,
+    published=1_792_281_600.0,
+    host="",
+    host_hours=0.0,
+    lock="cuda",
+    out_of_step=(),
+    foreign=(),
+    kernel="",
+    kernel_registered=False,
+    torch="2.10.0+cu128",
+    torch_error="",
+    torch_cuda="12.8",
+    torch_sees_card=True,
+    override_problem="",
+    nvidia_on_bus=True,
+    nvidia=True,
+    driver="535.183.01",
+    driver_error="",
+    cards=(CARD,),
+    visible_devices=None,
+    container=False,
+    recipe="llama-3.2-1b",
+    session_hours=None,
+    needed_gpu_bytes=3 * GB,
+    needed_memory_bytes=0,
+    merge_bytes=GB // 3,
+    needed_run_bytes=3 * GB,
+    needed_cache_bytes=3 * GB,
+    memory_bytes=16 * GB,
+    memory_available_bytes=8 * GB,
+    runs="/home/ada/finelab/runs",
+    runs_writable=True,
+    runs_free_bytes=100 * GB,
+    cache="/home/ada/.cache/huggingface/hub",
+    cache_writable=True,
+    cache_free_bytes=100 * GB,
+    tokens=("/home/ada/finelab/notebooks/.hftoken",),
+    tokens_differ=False,
+    token_problem="",
+    token_readable="",
+    hub_offline=False,
+    hub_asked=True,
+    hub_answer=200,
+    hub_role="write",
+    hub_writes=True,
+)
+WINDOWS = replace(
+    HEALTHY,
+    system="Windows",
+    release="11",
+    machine="AMD64",
+    program=r"C:\Users\Ada\finelab\.venv\Scripts\python.exe",
+    root=r"C:\Users\Ada\finelab",
+    environment=r"C:\Users\Ada\finelab\.venv",
+    workers=1,
+    lock="windows",
+    nvidia_on_bus=False,
+    driver="560.94",
+    runs=r"C:\Users\Ada\finelab\runs",
+    cache=r"C:\Users\Ada\.cache\huggingface\hub",
+    tokens=(r"C:\Users\Ada\finelab\notebooks\.hftoken",),
+)
+# Without a card the lab takes its embedded model
+CPU = replace(
+    HEALTHY,
+    lock="cpu",
+    torch="2.13.0+cpu",
+    torch_cuda=None,
+    torch_sees_card=False,
+    nvidia_on_bus=False,
+    nvidia=False,
+    driver=None,
+    cards=(),
+    recipe="smollm2-135m",
+    needed_gpu_bytes=0,
+    needed_memory_bytes=2 * GB,
+)
+MAC = replace(CPU, system="Darwin", release="24.0.0", machine="arm64", root="/Users/ada/finelab")
