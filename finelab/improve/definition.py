@@ -39,6 +39,11 @@ class Trial:
         """The run's name inside the sweep's folder."""
         return f"{self.setting}-s{self.seed}"
 
+    @property
+    def data_assignments(self) -> tuple[str, ...]:
+        """The changes that decide the rows: of the data, and of the model with its tokenizer."""
+        return tuple(text for text in self.assignments if text.startswith(("data.", "model.")))
+
 
 @dataclass(frozen=True)
 class Sweep:

@@ -25,7 +25,7 @@ def run_sweep(folder: Path, workers: int = 1, retry: bool = False, quiet: bool =
     left = [trial for trial in trials if outcome(trial, folder).state not in ended]
     stop, started = threading.Event(), time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(run_trial, trial, folder, stop, retry) for trial in left]
+        futures = [pool.submit(run_trial, trial, folder, stop, retry, workers) for trial in left]
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 if not quiet:

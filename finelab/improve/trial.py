@@ -1,4 +1,6 @@
-"""One trial: a child process runs notebooks 01 and 03, and is stopped when it is clearly bad.
+"""One trial: a child process runs notebook 03, and is stopped when it is clearly bad.
+
+Notebook 01 runs once for all trials on the same data, whose rows do not depend on the seed.
 
 `run_trial` needs nothing but its arguments and a disk, so Modal's `.map` or a Ray task can call it on
 another machine, with the sweep's folder on a shared volume.
@@ -6,26 +8,28 @@ another machine, with the sweep's folder on a shared volume.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finelab import recipe
 from finelab.data import IGNORE, load_split
 from finelab.errors import LabError
-from finelab.files import write_json
+from finelab.files import staged, write_json
 from finelab.improve.definition import Trial
 from finelab.run import RUN_VARIABLE, Run, open_run
 
 LOSSES = "heldout_losses.json"  # notebook 03 leaves it
 FAILED, PRUNED = "failed.json", "pruned.json"
-EVALUATIONS = 2  # looks at the held-out rows on the way: one pass takes about 7 s on 2 cores
 POLL_S = 1.0
 INTERRUPTED = (130, -signal.SIGINT)  # how `finelab run` ends after Ctrl-C
 
@@ -61,28 +65,32 @@ def outcome(trial: Trial, runs: Path) -> Outcome:
     return Outcome(trial, "waiting", "", {}, training)
 
 
-def run_trial(trial: Trial, runs: Path, stop: threading.Event | None = None, retry: bool = False) -> Outcome:
+def run_trial(
+    trial: Trial, runs: Path, stop: threading.Event | None = None, retry: bool = False, at_once: int = 1
+) -> Outcome:
     """Bring a trial to its end in `runs / trial.name`, from where it is; one that has ended is kept.
 
     With `retry` a failed trial is run again. `stop` ends it after a save; it then goes on next time.
+    `at_once` trials share this machine's cores.
     """
     folder = runs / trial.name
     if retry:
         (folder / FAILED).unlink(missing_ok=True)
     if (known := outcome(trial, runs)).state != "waiting":
         return known
+    threads = max(1, (os.cpu_count() or 1) // at_once)
     try:
-        steps = _steps(trial, runs, stop)
-        eval_steps = -(-steps // EVALUATIONS)
+        steps = _prepare(trial, runs, stop, threads)
+        half = steps // 2 + 1  # one look at the held-out rows, half way; the notebook takes the last one
         added = [
             f"training.seed={trial.seed}",
             f"lora.random_state={trial.seed}",
             f"training.max_steps={steps}",
-            f"training.eval_steps={eval_steps}",
-            f"training.save_steps={eval_steps}",
+            f"training.eval_steps={half}",
+            f"training.save_steps={half}",
             "training.tune=false",
         ]
-        _run(trial, trial.name, "data,train", [*trial.assignments, *added], runs, stop)
+        _run(trial, trial.name, "train", [*trial.assignments, *added], runs, stop, threads)
     except LabError as error:
         write_json(folder / FAILED, {"reason": str(error)})
     return outcome(trial, runs)
@@ -113,20 +121,41 @@ def heldout_losses(checkpoints: Path) -> dict[int, float]:
     return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
 
 
-def _steps(trial: Trial, runs: Path, stop: threading.Event | None) -> int:
-    """The steps of the budget, from the real lengths of the setting's own training rows."""
-    name = f"{trial.setting}-data"
-    if not (runs / name / "notebooks" / "01_data.ipynb").exists():
-        _run(trial, name, "data", list(trial.assignments), runs, stop)
-    run = open_run(runs / name)
-    labels, training = load_split(run, "train")["labels"], run.recipe.training
+def _prepare(trial: Trial, runs: Path, stop: threading.Event | None, threads: int) -> int:
+    """Give the trial's run its rows, and say the steps that bring it nearest to the budget."""
+    prepared = _prepared_data(trial, runs, stop, threads)
+    own = Run(runs / trial.name, recipe.override(prepared.recipe, list(trial.assignments)))
+    if not own.train_data.exists():
+        own.record("data", prepared.evidence()["data"])
+        with staged(own.folder / "data") as stage:
+            shutil.copytree(prepared.folder / "data", stage, dirs_exist_ok=True)
+    labels, training = load_split(prepared, "train")["labels"], own.recipe.training
     per_row = sum(label != IGNORE for row in labels for label in row) / len(labels)
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
     return steps_for(per_row, batch, trial.trained_tokens)
 
 
+def _prepared_data(trial: Trial, runs: Path, stop: threading.Event | None, threads: int) -> Run:
+    """The run that has been through notebook 01 for all trials on the same data."""
+    from filelock import FileLock
+
+    changes = trial.data_assignments
+    name = f"data-{hashlib.sha256(repr(changes).encode()).hexdigest()[:8]}"
+    runs.mkdir(parents=True, exist_ok=True)
+    with FileLock(runs / f".{name}.lock"):
+        if not (runs / name / "notebooks" / "01_data.ipynb").exists():
+            _run(trial, name, "data", changes, runs, stop, threads)
+    return open_run(runs / name)
+
+
 def _run(
-    trial: Trial, name: str, stages: str, assignments: list[str], runs: Path, stop: threading.Event | None
+    trial: Trial,
+    name: str,
+    stage: str,
+    assignments: Sequence[str],
+    runs: Path,
+    stop: threading.Event | None,
+    threads: int,
 ) -> None:
     """`python -m finelab run` in a child; LabError with its last line when it fails."""
     from filelock import FileLock
@@ -136,8 +165,8 @@ def _run(
     with FileLock(folder / ".lock"):  # the child of a sweep that was killed may still be at it
         pass
     command = [sys.executable, "-m", "finelab", "run", "--recipe", trial.recipe, "--run", name]
-    command += ["--stages", stages, *(part for text in assignments for part in ("--set", text))]
-    environment = {**os.environ, "FINELAB_RUNS": str(runs)}
+    command += ["--stages", stage, *(part for text in assignments for part in ("--set", text))]
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "FINELAB_RUNS": str(runs)}
     environment.pop(RUN_VARIABLE, None)
     with (folder / "output.txt").open("w", encoding="utf-8") as output:
         child = subprocess.Popen(

@@ -11,6 +11,7 @@ import datetime
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
@@ -85,23 +86,23 @@ class Workload:
     tokens: int
     trained_tokens: int
 
-    @property
+    @cached_property
     def padded_tokens(self) -> int:
         """Positions computed; where there is padding, a row is as long as the longest of its micro-batch."""
         return sum(batch.positions for batch in self.batches)
 
-    @property
+    @cached_property
     def largest(self) -> tuple[int, int]:
         """Rows and their mean length in the micro-batch with the most positions, which decides the memory."""
         batch = max(self.batches, key=lambda batch: batch.positions)
         return batch.rows, math.ceil(batch.positions / batch.rows)
 
-    @property
+    @cached_property
     def shapes(self) -> int:
         """How many unlike micro-batches there are."""
         return len({batch[:2] for batch in self.batches})
 
-    @property
+    @cached_property
     def mean_positions(self) -> float:
         """Positions of a micro-batch."""
         return self.padded_tokens / len(self.batches)
@@ -280,12 +281,12 @@ class Plan:
             ("trained tokens", f"{predicted['trained_tokens']:,} of {self.tokens:,}"),
             ("padded tokens", f"{padded:,}, {1 - self.tokens / padded:.0%} of them padding"),
             *self._time(now),
-            ("memory", f"{_gb(self.memory_needed_bytes)} of {_gb(self.memory_capacity_bytes)}"),
-            *((f"  {part}", _gb(size)) for part, size in self.memory.items()),
+            ("memory", f"{gigabytes(self.memory_needed_bytes)} of {gigabytes(self.memory_capacity_bytes)}"),
+            *((f"  {part}", gigabytes(size)) for part, size in self.memory.items()),
             ("fits", self.fits),
-            ("disk", _gb(sum(self.disk.values()))),
-            *((f"  {part}", _gb(size)) for part, size in self.disk.items()),
-            ("RAM to merge", f"{_gb(self.merge_memory_bytes)}, streamed"),
+            ("disk", gigabytes(sum(self.disk.values()))),
+            *((f"  {part}", gigabytes(size)) for part, size in self.disk.items()),
+            ("RAM to merge", f"{gigabytes(self.merge_memory_bytes)}, streamed"),
         ]
         for offer in self.cloud:
             least = "at least " if offer["at_best"] else ""
@@ -376,7 +377,7 @@ def _fits(
     recipe: Recipe, shape: ModelShape, setting: Setting, longest: int, needed: int, capacity: int
 ) -> str:
     if needed <= capacity:
-        return f"yes, {_gb(capacity - needed)} to spare"
+        return f"yes, {gigabytes(capacity - needed)} to spare"
     name = recipe.model.model_name
     # The estimate by part is held against the room that is left by its own error.
     room = round(capacity * sum(memory(shape, setting).values()) / needed)
@@ -384,7 +385,7 @@ def _fits(
     start = dataclasses.replace(setting, length=longest)
     fit = nearest_fit(name, shape, start, recipe.training.gradient_accumulation_steps, room)
     nearest = f"the nearest that does: {', '.join(fit.changes)}" if fit else "and no setting does"
-    return f"NO, by {_gb(needed - capacity)}; {nearest}"
+    return f"NO, by {gigabytes(needed - capacity)}; {nearest}"
 
 
 def _cloud(recipe: Recipe, shape: ModelShape, work: Workload) -> list[dict[str, Any]]:
@@ -513,5 +514,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _gb(size: float) -> str:
+def gigabytes(size: float) -> str:
+    """Bytes as a reader takes them: 1.50 GB."""
     return f"{size / 1e9:.2f} GB"

