@@ -4,6 +4,8 @@ import ast
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,17 @@ def test_cells_are_short_and_explained(path):
 def test_the_first_cell_imports_unsloth_before_what_it_patches_and_says_where_it_runs(path):
     first = cells(path, "code")[0]
     imported = re.findall(r"^(?:import|from) (\w+)", first, re.MULTILINE)
-    assert imported == ["finelab", "unsloth"]
+    assert imported == ["kernel", "finelab", "unsloth"]
     assert "show.header(run, profile)" in first
+
+
+def test_another_python_is_told_what_to_do():
+    """As a host's own kernel starts: in the notebooks' folder, with a Python that has no packages."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import kernel"], cwd=NOTEBOOKS[0].parent, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("This kernel is ") and "python lab.py notebooks" in done.stderr
 
 
 def keywords_of(function):

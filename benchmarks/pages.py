@@ -1,0 +1,83 @@
+"""The notebooks with their outputs, as pages to read: docs/, from the executed copies of a run.
+
+python lab.py run
+python benchmarks/pages.py smollm2-135m   the run's name or folder
+"""
+
+import argparse
+import html
+import shutil
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+from nbconvert.preprocessors import ExtractOutputPreprocessor
+from pygments.formatters import HtmlFormatter
+
+from finelab.files import staged
+from finelab.run import NOTEBOOKS, RUNS, open_run
+
+DOCS = Path(__file__).parents[1] / "docs"
+STYLE = """
+:root { color-scheme: light dark; --line: light-dark(#ddd, #444); --code: light-dark(#f6f6f4, #1d2125); }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 52rem; margin: 0 auto; padding: 1rem; }
+nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; padding-bottom: .6rem;
+  border-bottom: 1px solid var(--line); }
+pre { overflow-x: auto; font: 13px/1.45 ui-monospace, monospace; margin: 0; }
+.highlight { background: var(--code); border-radius: 6px; padding: .6rem .8rem; margin-top: .8rem; }
+.jp-OutputArea-output, .output { overflow-x: auto; padding: .4rem .8rem; border-left: 3px solid var(--line); }
+img { max-width: 100%; background: #fff; }
+table { border-collapse: collapse; }
+td, th { border: 1px solid var(--line); padding: .25rem .5rem; text-align: left; }
+.jp-InputPrompt, .jp-OutputPrompt, .anchor-link, .jp-Collapser { display: none; }
+@media (prefers-color-scheme: dark) { .highlight { filter: invert(.92) hue-rotate(180deg); } }
+"""
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<link rel="stylesheet" href="style.css">
+<nav>{links}</nav>
+{body}
+</html>
+"""
+
+
+def main() -> None:
+    """Write docs/ anew, whole or not at all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="a run that has been through all notebooks: its name or folder")
+    asked = parser.parse_args().run
+    run = open_run(asked if Path(asked).is_dir() else RUNS / asked)
+    names = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
+    executed = {name: run.notebooks / f"{name}.ipynb" for name in names}
+    executed = {name: path for name, path in executed.items() if path.exists()}
+    shutil.rmtree(DOCS, ignore_errors=True)
+    with staged(DOCS) as stage:
+        colours = HtmlFormatter(style="friendly").get_style_defs(".highlight")
+        (stage / "style.css").write_text(STYLE + colours, encoding="utf-8")
+        for name, path in executed.items():
+            (stage / f"{name}.html").write_text(page(path, list(executed), stage), encoding="utf-8")
+        first = next(iter(executed))
+        (stage / "index.html").write_text(
+            f'<!doctype html><meta http-equiv="refresh" content="0; url={first}.html">\n', encoding="utf-8"
+        )
+    size = sum(path.stat().st_size for path in DOCS.iterdir())
+    print(f"{len(executed)} pages, {size / 1e6:.1f} MB")
+
+
+def page(path: Path, names: list[str], stage: Path) -> str:
+    """One notebook as a page; its pictures go beside it."""
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.register_preprocessor(ExtractOutputPreprocessor(), enabled=True)
+    resources = {"unique_key": path.stem, "output_files_dir": "."}
+    body, found = exporter.from_notebook_node(nbformat.read(path, as_version=4), resources)
+    for name, data in found["outputs"].items():
+        (stage / name).write_bytes(data)
+    links = " ".join(f'<a href="{name}.html">{html.escape(name)}</a>' for name in names)
+    return PAGE.format(title=html.escape(f"finelab: {path.stem}"), links=links, body=body)
+
+
+if __name__ == "__main__":
+    main()
