@@ -1,6 +1,6 @@
-"""README's tables of models and training times: what was measured, beside what the plan says.
+"""README's tables of models, training times and improvements: what was measured, beside what the plan says.
 
-python benchmarks/report.py             writes both tables
+python benchmarks/report.py             writes all of them
 python benchmarks/report.py --add RUN   first adds a row for a run, from its evidence (a name or a folder)
 """
 
@@ -17,7 +17,8 @@ from finelab.train.plan import assumed_counts, duration, plan_on_card
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-MODELS = Path(__file__).parent / "results" / "models.json"
+RESULTS = Path(__file__).parent / "results"
+MODELS = RESULTS / "models.json"
 RECIPES = ("llama-3.2-1b", "llama-3.2-3b")
 
 
@@ -34,7 +35,7 @@ def main() -> None:
 
 def renewed(readme: str) -> str:
     """The README with what stands between the markers made anew."""
-    tables = {"models": models(), "speeds": speeds(), "plans": plans()}
+    tables = {"models": models(), "speeds": speeds(), "plans": plans(), "improvements": improvements()}
     for name, lines in tables.items():
         before, start, rest = readme.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
@@ -130,6 +131,35 @@ def planned(preset: Recipe) -> dict[str, str]:
         least = "at least " if offer["at_best"] else ""
         found[offer["card"]] = f"{least}{duration(offer['seconds'])}, ${offer['usd']:.2f}"
     return found
+
+
+def improvements() -> list[str]:
+    """Every setting of the sweeps beside the first of its sweep."""
+    lines = ["| sweep | setting | held-out loss | difference, 95 % interval | verdict | training |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for path in sorted(RESULTS.glob("sweep_*.json"), reverse=True):
+        found = json.loads(path.read_text(encoding="utf-8"))["details"]
+        for name, each in found["settings"].items():
+            cells = (path.stem.removeprefix("sweep_"), changes_of(name, each), *judged(each, found["unit"]))
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def changes_of(name: str, setting: dict) -> str:
+    """A setting's name with what it changes."""
+    changed = ", ".join(f"`{key}={json.dumps(value)}`" for key, value in setting["changes"].items())
+    return f"{name}: {changed}" if changed else name
+
+
+def judged(setting: dict, unit: str) -> tuple[str, str, str, str]:
+    """A setting's loss, its difference, its verdict and its seconds; what did not finish is said."""
+    if setting["unfinished"]:
+        return "-", "-", "; ".join(f"seed {seed} {said}" for seed, said in setting["unfinished"].items()), "-"
+    loss, seconds = f"{setting['mean_loss']:.3f} {unit}", f"{setting['seconds']:.0f} s"
+    if "interval" not in setting:
+        return loss, "", "compared with", seconds
+    low, high = setting["interval"]
+    return loss, f"{setting['difference']:+.3f} ({low:+.3f} to {high:+.3f})", setting["verdict"], seconds
 
 
 if __name__ == "__main__":
