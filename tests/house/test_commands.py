@@ -1,4 +1,4 @@
-"""Every command that the README shows: the test that executes it, or why none does. lab.py's are parsed too."""
+"""Every command that the README shows: the test that executes it, or why none does. lab.py's are parsed."""
 
 import re
 import shlex
