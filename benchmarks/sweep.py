@@ -21,7 +21,7 @@ from finelab.run import RUNS
 from finelab.show.improve import sweep as picture
 
 RESULTS = Path(__file__).parent / "results"
-TOKENS = 5000
+TOKENS = 2500
 SETTINGS = {
     "default": {},
     "rslora-r64": {"lora.r": 64, "lora.use_rslora": True},
