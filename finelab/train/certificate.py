@@ -1,8 +1,8 @@
 """Resumed equals uninterrupted: running digests of a run that two sittings continue as one would.
 
-Every optimizer step adds the rows it was given and its learning rate; every checkpoint adds the random
+Every optimizer step adds the rows it trains on and its learning rate; every checkpoint adds the random
 states and the trained weights. On a CPU the digests of a run that was stopped and resumed are those of a
-run that never was, bit for bit.
+run that never was, bit for bit. The rows are those of all ranks, in the order in which one would take them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from finelab.data import IGNORE
 from finelab.errors import LabError
+from finelab.train import distributed
 from finelab.train.checkpoint import Checkpoint
 
 HASHES = ("data_order_sha256", "learning_rate_sha256", "rng_sha256", "weights_sha256")
@@ -41,11 +42,12 @@ class Chain:
         self._learning_rate = str(sealed.get("learning_rate_sha256", ""))
 
     def add_batches(self, batches: Sequence[dict[str, Any]]) -> None:
-        """The micro-batches of one optimizer step, as the trainer is about to compute them."""
-        for batch in batches:
-            rows = batch["input_ids"]
-            self.trained_tokens += int((batch["labels"] != IGNORE).sum())
-            self._data_order = _hash(self._data_order, str(tuple(rows.shape)), _bytes(rows))
+        """This rank's micro-batches of one optimizer step, as the trainer is about to compute them."""
+        own = [[document(ids, labels) for ids, labels in documents(batch)] for batch in batches]
+        taken = distributed.interleaved(distributed.gather(own))
+        rows = [each for batch in taken for each in batch if each[1]]
+        self.trained_tokens += sum(trained for _, trained in rows)
+        self._data_order = _hash(self._data_order, *(digest for digest, _ in rows))
 
     def add_learning_rate(self, optimizer: Any) -> None:
         """The learning rates that the coming optimizer step uses."""
@@ -62,6 +64,7 @@ class Chain:
             "trained_tokens": self.trained_tokens,
             "resumes": self.resumes,
             "restored_exactly": self.restored_exactly,
+            "processes": distributed.world().size,
         }
 
     def check_model(self, model: Any, optimizer: Any) -> None:
@@ -71,8 +74,9 @@ class Chain:
             self._refuse("optimizer")
 
     def check_rng(self) -> None:
-        """The resumed random generators go on where the checkpoint's stood."""
-        self._check("random states", rng_sha256(), "rng_sha256")
+        """The resumed random generators go on where the checkpoint's stood, those of the rank that seals."""
+        if distributed.world().first:
+            self._check("random states", rng_sha256(), "rng_sha256")
 
     def _check(self, what: str, found: str, key: str) -> None:
         if self.start and found != self.start.certificate[key]:
@@ -119,6 +123,24 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     return [name for name in HASHES if first[name] != second[name]]
 
 
+def documents(batch: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """The tokens and labels of each row, without padding, also of rows that lie flat one after another."""
+    for i, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True)):
+        if "attention_mask" in batch:
+            real = batch["attention_mask"][i].bool()
+            yield ids[real], labels[real]
+        elif "position_ids" in batch:
+            starts = (batch["position_ids"][i] == 0).nonzero()[1:, 0].tolist()
+            yield from zip(ids.tensor_split(starts), labels.tensor_split(starts), strict=True)
+        else:
+            yield ids, labels
+
+
+def document(ids: Any, labels: Any) -> tuple[str, int]:
+    """The hash of a row's tokens and how many are trained; a row that trains none may be a filler."""
+    return _hash(_bytes(ids)), int((labels != IGNORE).sum())
+
+
 def rng_sha256() -> str:
     """The states of the generators that training draws from: Python's, NumPy's, torch's, the card's."""
     import torch
@@ -139,9 +161,10 @@ def weights_sha256(model: Any) -> str:
 
 
 def _bytes(tensor: Any) -> bytes:
-    """A tensor's bytes, of any dtype and device."""
+    """A tensor's bytes, of any dtype and device; of a sharded one, which all ranks ask for, the whole's."""
     import torch
 
+    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return bytes(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 

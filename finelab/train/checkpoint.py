@@ -26,6 +26,7 @@ from finelab.errors import LabError
 from finelab.files import fsync, sha256, write_json, writing
 from finelab.machine import versions
 from finelab.run import Run
+from finelab.train import distributed
 
 MANIFEST = "finelab-manifest.json"
 REQUIRED = (
@@ -35,6 +36,7 @@ REQUIRED = (
     "rng_state.pth",
     "trainer_state.json",
 )
+SHARDED = {"optimizer.pt": "optimizer.bin"}  # its name when it was put together from shards
 SECTIONS = ("model", "data", "lora", "training")
 NO_EFFECT = {  # recipe fields that may change between two sittings: the weights stay the same
     *("session_hours", "report_to", "tune", "max_first_loss", "eval_steps", "logging_steps", "save_steps"),
@@ -57,6 +59,11 @@ class Checkpoint:
     elapsed_s: float
     fingerprint: dict[str, Any]
     certificate: dict[str, Any]
+
+    @property
+    def processes(self) -> int:
+        """How many processes wrote it."""
+        return int(self.certificate.get("processes", 1))
 
 
 def seal(folder: Path, elapsed_s: float, fingerprint: dict[str, Any], certificate: dict[str, Any]) -> None:
@@ -101,7 +108,8 @@ def inspect(folder: Path) -> Checkpoint | str:
         return "it was interrupted while being written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest cannot be read"
-    for name in (*REQUIRED, *hashes):
+    required = (SHARDED.get(name, name) if SHARDED.get(name) in hashes else name for name in REQUIRED)
+    for name in (*required, *hashes):
         path = folder / name
         if name not in hashes or not path.exists():
             return f"{name} is missing"
@@ -120,6 +128,10 @@ def fingerprint(run: Run, trainer: Any) -> dict[str, Any]:
                 found[f"{section}.{key}"] = value
                 if section == "training":  # a changed cell counts, and what the tuner chose
                     found[f"training.{key}"] = getattr(trainer.args, key, value)
+    # a step is what all ranks take: another number of them with as many rows is no change
+    found["training.gradient_accumulation_steps"] *= distributed.world().size
+    if distributed.sharded():
+        found["training.sharded"] = True
     profile = evidence.get("machine", {}).get("profile", {})
     found |= {f"machine.{name}": profile.get(name) for name in DTYPES}
     installed = versions() | {"accelerate": importlib.metadata.version("accelerate")}

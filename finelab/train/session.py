@@ -15,6 +15,7 @@ from finelab.errors import LabError
 from finelab.files import staged, writing
 from finelab.machine import peak_memory_bytes, require_free_space
 from finelab.run import ACCEPT_VARIABLE, Run
+from finelab.train import distributed
 from finelab.train.certificate import Chain, watching
 from finelab.train.checkpoint import (
     Checkpoint,
@@ -74,7 +75,9 @@ class Session:
         would train a finished run one step further. LabError when something that decides the weights
         changed since the checkpoint.
         """
-        self._start, steps = newest_whole(self.run.checkpoints), total_steps(trainer)
+        # the first rank sets broken ones aside, before the others look
+        self._start = distributed.first(lambda: newest_whole(self.run.checkpoints))
+        steps = total_steps(trainer)
         if self._start is None:
             print(f"Starting: {steps} steps.")
             return False
@@ -88,6 +91,7 @@ class Session:
                 f"Training is finished: {done} of {steps} steps{why}. The adapter is loaded, not trained on."
             )
             return True
+        distributed.first(lambda: distributed.lend_random_states(self.run.checkpoints / f"checkpoint-{done}"))
         print(f"Going on from checkpoint-{done}: {steps - done} of {steps} steps are left.")
         return False
 
@@ -128,6 +132,12 @@ class Session:
         patience = self.run.recipe.training.early_stopping_patience
         early = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
 
+        def ask(state: Any, control: Any) -> None:
+            # a signal meets each rank at another moment: all stop after the step in which all know of it
+            if reason := distributed.agreed(stop.reason):
+                stop.reason = reason
+                stop.ask(state, control)
+
         class SessionCallback(TrainerCallback):  # type: ignore[misc]
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 _require_kept(args)
@@ -136,18 +146,18 @@ class Session:
                 session.begin(kwargs["model"], kwargs["optimizer"])
 
             def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                _seed_sampler(kwargs["train_dataloader"], args.seed + int(state.epoch))
+                _seed_sampler(kwargs["train_dataloader"], args.seed, int(state.epoch))
 
             def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 session.chain.add_learning_rate(kwargs["optimizer"])
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 stop.step_ended()
-                stop.ask(state, control)
+                ask(state, control)
 
             def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 stop.evaluated()
-                stop.ask(state, control)
+                ask(state, control)
                 # the best one must be there to be loaded, and the last one to say that it stopped early
                 control.should_save |= args.load_best_model_at_end
 
@@ -176,7 +186,11 @@ class Session:
     def seal(self, step: int, model: Any) -> None:
         """Make the checkpoint that the trainer wrote count, and say so if it is the sitting's last."""
         folder = self.run.checkpoints / f"checkpoint-{step}"
-        seal(folder, self.elapsed_s, self._fingerprint, self.chain.sealed(model))
+        certificate = self.chain.sealed(model)
+        distributed.gather(None)  # each rank has written its random states
+        if distributed.world().first:
+            distributed.keep_random_states(folder)
+            seal(folder, self.elapsed_s, self._fingerprint, certificate)
         self._stop.saved()
         if self._stop.obeyed:
             print(f"Stopped, {self._stop.reason}: step {step} is saved; {GO_ON}.")
@@ -192,8 +206,11 @@ class Session:
             raise LabError(f"training stopped at step {state.global_step} of {steps}; {GO_ON}.")
         # Without the trainer's autocast around forward, tuned is measured as the base was before.
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        weights = distributed.put_together(trainer)
+        if not distributed.world().first:
+            return
         with staged(self.run.adapter) as stage:
-            trainer.model.save_pretrained(stage)
+            trainer.model.save_pretrained(stage, state_dict=weights)
             trainer.processing_class.save_pretrained(stage)
         final = newest_whole(self.run.checkpoints)
         certificate = final.certificate if final else {}
@@ -230,6 +247,8 @@ class Session:
         changes = differences(start.fingerprint, fingerprint(self.run, trainer))
         if loaded_only:
             changes = [change for change in changes if not change.startswith(ENVIRONMENT)]
+        elif reason := distributed.change_of_size(start.processes, self.run.recipe):
+            changes.append(reason)
         if not changes:
             return
         if not self.accept_changes:
@@ -295,12 +314,16 @@ def _restore_patience(early_stopping: Any, state: Any) -> None:
     early_stopping.early_stopping_patience_counter = counter
 
 
-def _seed_sampler(dataloader: Any, seed: int) -> None:
-    """Tie the order of length-grouped rows to the epoch: drawn from torch's generator, a resume loses it."""
-    from accelerate.data_loader import get_sampler
+def _seed_sampler(dataloader: Any, seed: int, epoch: int) -> None:
+    """Tie the order of the rows to the epoch: drawn from torch's generator, a resume loses that of groups."""
     from torch import Generator
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    sampler = get_sampler(dataloader)
+    batches = dataloader.batch_sampler
+    while hasattr(batches, "batch_sampler"):  # accelerate's share of a rank
+        batches = batches.batch_sampler
+    sampler = batches.sampler
     if isinstance(sampler, LengthGroupedSampler):
-        sampler.generator = Generator().manual_seed(seed)
+        sampler.generator = Generator().manual_seed(seed + epoch)
+    elif isinstance(sampler, distributed.Order):
+        sampler.epoch = epoch

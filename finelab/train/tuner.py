@@ -157,6 +157,16 @@ def tune(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> T
     return tuned
 
 
+def untimed(run: Run, profile: Profile) -> Tuned:
+    """The setting of an earlier sitting, else the recipe's own, recorded so that a later one keeps it."""
+    own = Tuned(**dataclasses.asdict(setting_of(run.recipe, profile)))
+    if not run.recipe.training.tune:
+        return own
+    tuned = read(run.evidence().get("tuning", {})) or own
+    run.record("tuning", dataclasses.asdict(tuned))
+    return tuned
+
+
 def setting_of(recipe: Recipe, profile: Profile) -> Setting:
     """The recipe's own setting on this machine."""
     training = recipe.training
