@@ -16,6 +16,8 @@ EXECUTED = {
     "python lab.py run --run mine --data chats.jsonl": MAIN_JOB,
     "python lab.py run --run mine-small --data chats.jsonl --set data.limit=200": MAIN_JOB,
     "python lab.py run --run r64 --from publish": "tests/commands/test_run.py",
+    "python lab.py run --run mine --stages data": "tests/commands/test_run.py",
+    "torchrun --nproc_per_node 2 -m finelab.train mine": "tests/train/test_distributed.py",
     "python lab.py serve": "tests/conformance/server.py",
     "python lab.py serve --also r64": "tests/commands/test_serve.py",
     "python lab.py chat": "tests/commands/test_chat.py",
@@ -27,6 +29,7 @@ EXECUTED = {
     "modal deploy deployment/modal_inference.py": "tests/deployment/test_inference.py",
 }
 NOT_EXECUTED = {
+    "python benchmarks/sweep.py settings": "half an hour; tests/improve/test_sweep.py runs a short one",
     "python lab.py run --recipe llama-3.2-3b": "needs an NVIDIA card and the Hub",
     "python lab.py run --run r64 --set lora.r=64 --set lora.use_rslora=true": "benchmarks/sweep.py trains it",
     "python lab.py test": "is what runs this",
