@@ -24,8 +24,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, MAX_LENGTH, REPEATS = 17_000, 1024, 3
@@ -180,28 +183,26 @@ def trl(workers: int, path: str) -> dict:
 def ours(workers: int, path: str) -> dict:
     """Our two passes over the same file: from JSON to Arrow files of tokens and labels."""
     from finelab import recipe
-    from finelab.data import IGNORE, ChatTokenizer, open_source, pipeline
+    from finelab.data import IGNORE, ChatTokenizer, open_source, pipeline, shards
     from finelab.data.dropped import DroppedRows
 
     tokenizer = embedded_tokenizer()
     data = recipe.load_preset("smollm2-135m").data
     with tempfile.TemporaryDirectory() as folder:
-        stage = Path(folder)
+        work = Path(folder)
         started = time.perf_counter()
         chats = ChatTokenizer(tokenizer, data.date_string, MAX_LENGTH, data.truncation)
-        with DroppedRows(stage / "dropped.jsonl") as dropped:
-            table, _ = pipeline._read(
-                stage / "rows.arrow", [open_source(path)], tokenizer, chats, workers, dropped
-            )
-            pipeline._tokenize(stage, table, list(range(len(table))), chats, data, workers, dropped)
+        with DroppedRows(work / "dropped.jsonl") as dropped:
+            made, _ = pipeline._read(work, [open_source(path)], tokenizer, chats, data, workers, dropped)
+        rows = sum(len(shards.read_arrow(shard / "rows.arrow")) for shard in made)
+        function = partial(pipeline._tokenize, chats=chats, data=data)
+        made = shards.tokenize(work, made, np.ones(rows, dtype=bool), function, workers)
         seconds = time.perf_counter() - started
-        made = [pipeline.read_arrow(stage / f"{name}.arrow") for name in ("train", "heldout")]
-        rows = (
-            row for table in made for row in table.select(["input_ids", "labels", "truncated"]).to_pylist()
-        )
+        tables = (shards.read_arrow(shard / f"{side}.arrow") for shard in made for side in shards.SIDES)
         pairs = (
             (row["input_ids"], [label != IGNORE for label in row["labels"]])
-            for row in rows
+            for table in tables
+            for row in table.select(["input_ids", "labels", "truncated"]).to_pylist()
             if not row["truncated"]
         )
         return {"seconds": seconds, "digests": digests(pairs)}

@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--recipe", metavar="NAME", help=f"one of: {', '.join(recipe.preset_names())}")
     which.add_argument("--run", metavar="NAME", help="a run: its recipe, and the lengths of its rows")
     parser.add_argument("--gpu", metavar="CARD", help="a card, or `list`; this machine when left out")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="so many of that card, up to 64")
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="spread the model over the cards (FSDP); else each has it all (DDP)",
+    )
     parser.add_argument(
         "--set",
         dest="assignments",
@@ -71,20 +77,27 @@ def show(title: str, rows: Rows) -> None:
 def plan(args: argparse.Namespace) -> Shown:
     """The plan of the recipe or run that the options name."""
     from finelab.train.cards import card_called
+    from finelab.train.cluster import cluster_of, plan_on_cluster
     from finelab.train.plan import plan_here, plan_on_card
 
     card = card_called(args.gpu) if args.gpu else None
+    several = args.gpus != 1 or args.shard
+    if several and not card:
+        raise LabError("--gpus and --shard need --gpu CARD: `--gpu list` shows the cards.")
     run = named_run(args.run) if args.run else None
     chosen = run.recipe if run else recipe.load_preset(args.recipe or default_recipe())
     chosen = recipe.override(chosen, args.assignments)
     counts, said = row_counts(chosen, run)
+    title = f"Recipe {chosen.name}"
+    if card and several:
+        plan = plan_on_cluster(chosen, cluster_of(card, args.gpus, args.shard), counts, [said])
+        return title, plan.rows(), dataclasses.asdict(plan)
     if card:
         found, where = plan_on_card(chosen, card, counts, [said]), card.name
     else:
         profile = machine.profile(chosen)
         found, where = plan_here(chosen, profile, counts, [said]), profile.hardware.name
-    title = f"Recipe {chosen.name} on {where}"
-    return title, found.rows(datetime.datetime.now()), dataclasses.asdict(found)
+    return f"{title} on {where}", found.rows(datetime.datetime.now()), dataclasses.asdict(found)
 
 
 def row_counts(chosen: Recipe, run: Run | None) -> tuple[tuple[list[int], list[int]], str]:
@@ -136,9 +149,10 @@ def card_list() -> Shown:
 
 def calibration() -> Shown:
     """Each measured speed predicted from the others, as `benchmarks/results/plan_calibration.json` has it."""
+    from finelab.train import cluster
     from finelab.train.cards import leave_one_out
 
-    points = leave_one_out()
+    points, clusters = leave_one_out(), cluster.leave_one_out()
     rows = [
         (
             f"{point['model']}, {point['card']}",
@@ -147,10 +161,18 @@ def calibration() -> Shown:
         )
         for point in points
     ]
+    rows += [
+        (
+            f"{point['model']}, {point['gpus']}",
+            f"{point['error']:+.1%}: {point['published_tokens_per_s']:,} tokens/s a GPU instead of "
+            f"{point['predicted_tokens_per_s']:,} from {point['from']}",
+        )
+        for point in clusters
+    ]
     value = {
         "benchmark": "plan_calibration",
         "ratios": {},
         "limit_share": None,
-        "details": {"points": points},
+        "details": {"points": points, "clusters": clusters},
     }
     return "Each measured speed, predicted from the others", rows, value

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from finelab.data.conversation import Conversation, Message
+from finelab.data.duplicates import PERMUTATIONS
 from finelab.data.tokens import Row
 from finelab.data.xray import IGNORE
 
@@ -30,6 +31,8 @@ CONVERSATION = pa.schema(
         ("messages", MESSAGES),
     ]
 )
+# What is asked of a row before it is tokenised: its signature, and the reason of a filter that leaves it out.
+READ = pa.schema([*CONVERSATION, ("signature", pa.binary(4 * PERMUTATIONS)), ("unwanted", pa.string())])
 TOKENS = pa.list_(pa.int32())
 SPLIT = pa.schema(
     [
@@ -60,6 +63,12 @@ def to_batch(conversations: Iterable[Conversation], file: str) -> pa.RecordBatch
         for each in conversations
     ]
     return pa.RecordBatch.from_pylist(rows, CONVERSATION)
+
+
+def content_hashes(ids: pa.Array) -> NDArray[np.uint64]:
+    """The first 128 bits of content ids, in two columns."""
+    digits = "".join(text[:32] for text in ids.to_pylist())
+    return np.frombuffer(bytes.fromhex(digits), dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def to_split(batch: pa.RecordBatch, made: Sequence[tuple[Row, str]]) -> pa.RecordBatch:

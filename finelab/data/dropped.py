@@ -36,6 +36,15 @@ class DroppedRows:
         record = json.dumps({"file": file, "row": row, "reason": reason}, ensure_ascii=False)
         self._file.write(f"{record[:-1]}, {shown}}}\n")
 
+    def add_file(self, path: Path) -> None:
+        """Take over the rows that another `DroppedRows` has written to `path`."""
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                self.counts[row["reason"]] += 1
+                self.first.setdefault(row["reason"], f"{row['file']}, row {row['row']}")
+                self._file.write(line)
+
     def check(self, rows_in: int, max_dropped_share: float) -> None:
         """LabError with a table of the reasons when no row is left, or too large a share was dropped."""
         lost = self.counts.total()

@@ -1,20 +1,24 @@
 """The data stage over every row: read, standardise, select, tokenise, split, measure.
 
-Two passes in chunks over worker processes, with a memory-mapped file of conversations between them,
-so memory stays flat however large the sources are. What comes out is kept in the cache folder under
-a key of everything it depends on: an unchanged input is not processed twice.
+Two passes in chunks over worker processes, with memory-mapped shards of conversations between them, so
+memory stays flat however large the sources are, and what was stopped goes on behind the last whole shard.
+What comes out is kept in the cache folder under a key of everything it depends on: an unchanged input is
+not processed twice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,13 +26,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock
+from numpy.typing import NDArray
 
-from finelab.data import duplicates, select, xray
-from finelab.data.columns import CONVERSATION, SPLIT, conversation, to_batch, to_split
+from finelab.data import duplicates, select, shards, xray
+from finelab.data.columns import CONVERSATION, READ, content_hashes, conversation, to_batch, to_split
 from finelab.data.conversation import Conversation
 from finelab.data.dialects import Unusable
 from finelab.data.dropped import DroppedRows
-from finelab.data.pool import in_order
 from finelab.data.read import Row, Source, open_source
 from finelab.data.report import report
 from finelab.data.split import TRAIN, check_sides, question_key, side
@@ -36,11 +42,11 @@ from finelab.data.standardize import Standardized, control_pattern, control_toke
 from finelab.data.tokens import ChatTokenizer
 from finelab.embedded.model import cache_folder
 from finelab.errors import LabError
-from finelab.files import staged, write_json
+from finelab.files import staged, write_json, writing
 from finelab.recipe import Data, Recipe
 
-CHUNK = 500  # rows handed to a worker at once, some MB of text
 KEPT = 8  # prepared data sets in the cache; runs hold on to their own
+KEPT_UNFINISHED_S = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,16 @@ def prepare(recipe: Recipe, tokenizer: Any, workers: int = 1) -> Prepared:
     sources = [open_source(text) for text in recipe.data.sources]
     select.check_languages(recipe.data.languages)
     folder = cache_folder() / "data" / cache_key(recipe, sources, tokenizer)
-    if folder.exists():
-        print(f"nothing changed since these rows were prepared before: taken from {folder}")
-    else:
+    with _working(folder) as work:
+        if folder.exists():
+            print(f"nothing changed since these rows were prepared before: taken from {folder}")
+            return Prepared(folder, sources)
+        if work.exists():
+            print("this was stopped on the way: it goes on behind the last shard that is whole")
         with staged(folder) as stage:
-            _fill(stage, recipe, sources, tokenizer, workers)
+            _fill(stage, work, recipe, sources, tokenizer, workers)
+        for left in folder.parent.glob(f"{work.name}*"):  # also the stage of one that was killed
+            shutil.rmtree(left, ignore_errors=True)
         _forget_old(folder.parent)
     return Prepared(folder, sources)
 
@@ -86,13 +97,14 @@ def example(source: Source, control: re.Pattern[str]) -> Conversation:
     """The first conversation of a source that can be used; LabError with the reasons when none can."""
     read = 0
     with DroppedRows(Path(os.devnull)) as dropped:
-        for name, rows in _chunks([source]):
-            found = standardize(rows, control)
+        rows = source.rows()
+        while chunk := list(itertools.islice(rows, shards.CHUNK)):
+            found = standardize(chunk, control)
             if found.conversations:
                 return found.conversations[0]
             read += found.rows_in
             for row in found.dropped:
-                dropped.add(name, row.number, row.reason)
+                dropped.add(source.name, row.number, row.reason)
         dropped.check(read, 0)
     raise AssertionError("check() raises when no row is left")
 
@@ -113,161 +125,137 @@ def cache_key(recipe: Recipe, sources: Sequence[Source], tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
-def read_arrow(path: Path) -> pa.Table:
-    """A table that stays on the disk until it is looked at."""
-    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+@contextlib.contextmanager
+def _working(folder: Path) -> Iterator[Path]:
+    """The folder in which `folder` is prepared, for this process alone; it stays when the process is stopped.
+
+    Rows that cannot be used leave nothing behind: they would be the same the next time. A full disk or a
+    worker that died is no fault of the rows.
+    """
+    locks = cache_folder() / "locks"
+    with writing(folder):
+        locks.mkdir(parents=True, exist_ok=True)
+        work = folder.with_name(f".{folder.name}")
+        with FileLock(locks / f"{folder.name}.lock"):
+            try:
+                yield work
+            except LabError as error:
+                if not isinstance(error.__cause__, (BrokenProcessPool, OSError)):
+                    shutil.rmtree(work, ignore_errors=True)
+                raise
 
 
-def _fill(stage: Path, recipe: Recipe, sources: Sequence[Source], tokenizer: Any, workers: int) -> None:
-    """Make a prepared data set in the folder `stage`."""
-    from datasets import Dataset
-
+def _fill(
+    stage: Path, work: Path, recipe: Recipe, sources: Sequence[Source], tokenizer: Any, workers: int
+) -> None:
+    """Make a prepared data set in the folder `stage`, in shards that stay in `work` until it is whole."""
     data = recipe.data
     chats = ChatTokenizer(tokenizer, data.date_string, recipe.model.max_seq_length, data.truncation)
     with DroppedRows(stage / "dropped.jsonl") as dropped:
-        table, found = _read(stage / "conversations.arrow", sources, tokenizer, chats, workers, dropped)
+        conversations, found = _read(work, sources, tokenizer, chats, data, workers, dropped)
         dropped.check(found.rows_in, data.max_dropped_share)
         unused = dropped.counts.total()
-        chosen = _select(table, sources, data, dropped)
+        used = _select(work, conversations, sources, data, dropped)
         deselected = dropped.counts.total() - unused
-        sides = _tokenize(stage, table, chosen, chats, data, workers, dropped)
-        del table
-    (stage / "conversations.arrow").unlink()
-    splits = {}
-    for name in ("train", "heldout"):
-        Dataset.from_file(str(stage / f"{name}.arrow")).save_to_disk(str(stage / name))
-        splits[name] = read_arrow(stage / f"{name}.arrow")
-    check_sides(sides, _sources(splits.values()), data.heldout_share, data.heldout_sources)
-    numbers = report(recipe, sources, found, dropped, len(chosen), deselected, splits, tokenizer)
+        made = shards.tokenize(work, conversations, used, partial(_tokenize, chats=chats, data=data), workers)
+        for shard in made:
+            dropped.add_file(shard / "dropped.jsonl")
+    splits, chosen = shards.splits(stage, made, work.name[1:]), int(used.sum())
+    _check(splits, chosen, chats, data, dropped)
+    leaks = _leaks(work, made, len(splits["train"]), data.near_duplicate_threshold)
+    numbers = report(recipe, sources, found, dropped, chosen, deselected, splits, leaks, tokenizer)
     write_json(stage / "report.json", numbers)
-    splits.clear()
-    for name in ("train", "heldout"):
-        (stage / f"{name}.arrow").unlink()
 
 
 def _read(
-    path: Path,
+    work: Path,
     sources: Sequence[Source],
     tokenizer: Any,
-    chats: ChatTokenizer,
-    workers: int,
-    dropped: DroppedRows,
-) -> tuple[pa.Table, Standardized]:
-    """First pass: every row of every source as a conversation, in a memory-mapped table."""
-    from tqdm import tqdm
-
-    control = control_pattern(control_tokens(tokenizer))
-    function = partial(_standardize, control=control, tool_calls=chats.template.renders_tool_calls)
-    found = Standardized()
-    with pa.ipc.new_stream(str(path), CONVERSATION) as file, tqdm(desc="read", unit=" rows", delay=2) as bar:
-        for name, batch, part in in_order(function, _chunks(sources), workers):
-            for row in part.dropped:
-                dropped.add(name, row.number, row.reason, row.value)
-            part.dropped = []
-            found.add(part)
-            file.write_batch(batch)
-            bar.update(part.rows_in)
-    for source in sources:
-        if source.broken:
-            print(f"{source.name}: {source.broken}; the rows before it are used.")
-    return read_arrow(path), found
-
-
-def _chunks(sources: Sequence[Source]) -> Iterator[tuple[str, list[Row]]]:
-    for source in sources:
-        rows = source.rows()
-        while chunk := list(itertools.islice(rows, CHUNK)):
-            yield source.name, chunk
-
-
-def _standardize(
-    chunk: tuple[str, list[Row]], control: Any, tool_calls: bool
-) -> tuple[str, pa.RecordBatch, Standardized]:
-    """A worker's part of the first pass; the conversations travel as the batch."""
-    name, rows = chunk
-    part = standardize(rows, control, tool_calls)
-    batch = to_batch(part.conversations, name)
-    part.conversations = []
-    return name, batch, part
-
-
-def _select(table: pa.Table, sources: Sequence[Source], data: Data, dropped: DroppedRows) -> list[int]:
-    """The indices of the rows that are used: no duplicates, wanted, and in the mix."""
-    files, rows = table["file"].to_pylist(), table["row"].to_pylist()
-
-    def keep(indices: Sequence[int], reasons: Sequence[str | None]) -> list[int]:
-        for index, reason in zip(indices, reasons, strict=True):
-            if reason:
-                dropped.add(files[index], rows[index], reason)
-        return [index for index, reason in zip(indices, reasons, strict=True) if not reason]
-
-    chosen = list(range(len(table)))
-    if data.duplicates != "keep":
-        same = duplicates.exact_duplicates(table["id"].to_pylist())
-        chosen = keep(chosen, [None if row is None else "duplicate of another row" for row in same])
-    if data.duplicates == "near":
-        texts = (duplicates.said(row["messages"]) for row in _each(table, chosen))
-        near = duplicates.near_duplicates(texts, data.near_duplicate_threshold)
-        chosen = keep(chosen, [None if row is None else "nearly a duplicate of another row" for row in near])
-    if data.languages or data.min_score is not None:
-        reasons = (
-            select.unwanted(conversation(row), data.languages, data.min_score) for row in _each(table, chosen)
-        )
-        chosen = keep(chosen, list(reasons))
-    ids = table["id"].to_pylist()
-    groups = [[index for index in chosen if files[index] == source.name] for source in sources]
-    picked = select.mix([[ids[index] for index in group] for group in groups], data.weights, data.limit)
-    return [group[place] for group, places in zip(groups, picked, strict=True) for place in places]
-
-
-def _each(table: pa.Table, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(indices), CHUNK):
-        yield from table.take(indices[start : start + CHUNK]).to_pylist()
-
-
-def _tokenize(
-    stage: Path,
-    table: pa.Table,
-    chosen: Sequence[int],
     chats: ChatTokenizer,
     data: Data,
     workers: int,
     dropped: DroppedRows,
-) -> Counter[str]:
-    """Second pass: the chosen rows as tokens and labels, in one file for each side of the split."""
-    from tqdm import tqdm
-
-    function = partial(_tokenize_batch, chats=chats, data=data)
-    starts = range(0, len(chosen), CHUNK)
-    batches = (table.take(chosen[start : start + CHUNK]).combine_chunks().to_batches()[0] for start in starts)
-    sides: Counter[str] = Counter()
-    with (
-        pa.ipc.new_stream(str(stage / "train.arrow"), SPLIT) as train,
-        pa.ipc.new_stream(str(stage / "heldout.arrow"), SPLIT) as heldout,
-        tqdm(desc="tokenise", total=len(chosen), unit=" rows", delay=2) as bar,
-    ):
-        for batch, lost in in_order(function, batches, workers):
-            for file, row, reason in lost:
-                dropped.add(file, row, reason)
-            found = batch["heldout"].to_pylist()
-            sides.update(found)
-            to_train = np.array([name == TRAIN for name in found], dtype=bool)
-            train.write_batch(batch.filter(pa.array(to_train)))
-            heldout.write_batch(batch.filter(pa.array(~to_train)))
-            bar.update(len(batch) + len(lost))
-    if not sides:
-        reasons = ", ".join(f"{count} x {why}" for why, count in dropped.counts.most_common(3))
-        raise LabError(
-            f"none of {len(chosen)} rows can be used with model.max_seq_length = {chats.max_seq_length} "
-            f"({reasons}); raise it, or mend the rows."
-        )
-    return sides
+) -> tuple[list[Path], Standardized]:
+    """First pass: every row of every source as a conversation, in shards."""
+    control = control_pattern(control_tokens(tokenizer))
+    function = partial(_standardize, control=control, tool_calls=chats.template.renders_tool_calls, data=data)
+    made = shards.read(work, sources, function, workers)
+    for source in sources:
+        if source.broken:
+            print(f"{source.name}: {source.broken}; the rows before it are used.")
+    return made, shards.found_in(made, dropped)
 
 
-def _tokenize_batch(
-    batch: pa.RecordBatch, chats: ChatTokenizer, data: Data
-) -> tuple[pa.RecordBatch, list[tuple[str, int, str]]]:
-    """A worker's part of the second pass, and the rows of it that were left out."""
+def _standardize(
+    chunk: tuple[int, str, list[Row]], control: Any, tool_calls: bool, data: Data
+) -> tuple[int, str, pa.RecordBatch, Standardized]:
+    """A worker's part of the first pass; the conversations travel as the batch."""
+    shard, name, rows = chunk
+    part = standardize(rows, control, tool_calls)
+    signatures = [duplicates.signature(duplicates.said(each.messages)) for each in part.conversations]
+    unwanted = [select.unwanted(each, data.languages, data.min_score) for each in part.conversations]
+    columns = [pa.array(signatures, READ.field("signature").type), pa.array(unwanted, pa.string())]
+    batch = to_batch(part.conversations, name)
+    part.conversations = []
+    return shard, name, pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=READ), part
+
+
+def _select(
+    work: Path, conversations: Sequence[Path], sources: Sequence[Source], data: Data, dropped: DroppedRows
+) -> NDArray[np.bool_]:
+    """For each row whether it is used: no duplicate, wanted, and in the mix."""
+    table = pa.concat_tables(shards.read_arrow(shard / "rows.arrow") for shard in conversations)
+    used = np.ones(len(table), dtype=bool)
+
+    def leave_out(indices: NDArray[np.int64], reasons: Iterable[str]) -> None:
+        used[indices] = False
+        for index, reason in zip(indices, reasons, strict=False):
+            dropped.add(table["file"][index].as_py(), table["row"][index].as_py(), reason)
+
+    if data.duplicates != "keep":
+        hashes = map(content_hashes, table["id"].chunks)
+        first = duplicates.first_of_each(hashes, len(table), work)
+        leave_out(np.flatnonzero(~first), itertools.repeat("duplicate of another row"))
+    if data.duplicates == "near":
+        near = _near_duplicates(work, table, used, data.near_duplicate_threshold)
+        leave_out(near, itertools.repeat("nearly a duplicate of another row"))
+    if data.languages or data.min_score is not None:
+        unwanted = np.flatnonzero(table["unwanted"].is_valid().to_numpy() & used)
+        leave_out(unwanted, (table["unwanted"][index].as_py() for index in unwanted))
+    if data.weights or data.limit:
+        used &= _in_the_mix(table, used, sources, data)
+    return used
+
+
+def _near_duplicates(
+    work: Path, table: pa.Table, used: NDArray[np.bool_], threshold: float
+) -> NDArray[np.int64]:
+    """The indices of the used rows that nearly repeat an earlier one."""
+    column = (value.as_py() for chunk in table["signature"].chunks for value in chunk)
+    matrix = duplicates.on_disk(itertools.compress(column, used), work)
+    near = duplicates.near_duplicates(matrix, threshold, work)
+    return np.flatnonzero(used)[[match is not None for match in near]]
+
+
+def _in_the_mix(
+    table: pa.Table, used: NDArray[np.bool_], sources: Sequence[Source], data: Data
+) -> NDArray[np.bool_]:
+    """For each row whether it is one of the used ones that `select.mix` picks."""
+    hashes = np.concatenate([content_hashes(chunk)[:, 0] for chunk in table["id"].chunks])
+    named = [pc.equal(table["file"], source.name).to_numpy() for source in sources]
+    groups = [np.flatnonzero(used & mask) for mask in named]
+    picked = select.mix([hashes[group] for group in groups], data.weights, data.limit)
+    mixed = np.zeros_like(used)
+    for group, places in zip(groups, picked, strict=True):
+        mixed[group[places]] = True
+    return mixed
+
+
+def _tokenize(
+    chunk: tuple[int, pa.RecordBatch], chats: ChatTokenizer, data: Data
+) -> tuple[int, pa.RecordBatch, duplicates.Signatures, shards.Lost]:
+    """A worker's part of the second pass: tokens and signatures, and the rows that were left out."""
+    shard, batch = chunk
     made, kept, lost = [], [], []
     for index, row in enumerate(batch.to_pylist()):
         said = conversation(row)
@@ -281,15 +269,35 @@ def _tokenize_batch(
         key = question_key(said.messages)
         made.append((tokens, side(said.source, key, data.heldout_share, data.heldout_sources)))
         kept.append(index)
-    return to_split(batch.take(kept), made), lost
+    rows = batch.take(pa.array(kept, pa.int64()))
+    signatures = duplicates.matrix(rows["signature"].to_pylist())
+    return shard, to_split(rows.select(CONVERSATION.names), made), signatures, lost
 
 
-def _sources(tables: Any) -> set[str]:
-    return {source for table in tables for source in table["source"].unique().to_pylist()}
+def _check(
+    splits: Mapping[str, pa.Table], chosen: int, chats: ChatTokenizer, data: Data, dropped: DroppedRows
+) -> None:
+    """LabError when no row is left, or one side of the split has none."""
+    sides = Counter({TRAIN: len(splits["train"])}) + Counter(splits["heldout"]["heldout"].to_pylist())
+    if not sides:
+        reasons = ", ".join(f"{count} x {why}" for why, count in dropped.counts.most_common(3))
+        raise LabError(
+            f"none of {chosen} rows can be used with model.max_seq_length = {chats.max_seq_length} "
+            f"({reasons}); raise it, or mend the rows."
+        )
+    named = {source for table in splits.values() for source in table["source"].unique().to_pylist()}
+    check_sides(sides, named, data.heldout_share, data.heldout_sources)
+
+
+def _leaks(work: Path, tokens: Sequence[Path], train_rows: int, threshold: float) -> duplicates.Leakage:
+    """The held-out rows that nearly repeat a training row."""
+    matrix = duplicates.on_disk(shards.signatures(tokens), work)
+    return duplicates.leakage(duplicates.near_matches(matrix, train_rows, threshold, work))
 
 
 def _forget_old(folder: Path) -> None:
-    """Keep the newest prepared data sets only."""
+    """Keep the newest prepared data sets, and those of the last days that were stopped on the way."""
     made = sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda p: p.stat().st_mtime)
-    for path in made[:-KEPT]:
+    stopped = [path for path in folder.glob(".*") if time.time() - path.stat().st_mtime > KEPT_UNFINISHED_S]
+    for path in [*made[:-KEPT], *stopped]:
         shutil.rmtree(path, ignore_errors=True)

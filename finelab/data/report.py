@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ def report(
     chosen: int,
     deselected: int,
     splits: Mapping[str, pa.Table],
+    leaks: duplicates.Leakage,
     tokenizer: Any,
 ) -> dict[str, Any]:
     """The evidence's `data` object; tokens count all kept rows, before padding.
@@ -37,10 +38,6 @@ def report(
     batch_size, seed = recipe.training.per_device_train_batch_size, recipe.training.seed
     train_lengths = splits["train"]["length"].to_pylist()
     padding = xray.padding(train_lengths, batch_size, recipe.model.max_seq_length, seed)
-    threshold = recipe.data.near_duplicate_threshold
-    leaks = duplicates.leakage(
-        duplicates.near_matches(_said(splits["train"]), _said(splits["heldout"]), threshold)
-    )
     faults = xray.faults((batch for table in splits.values() for batch in table.to_batches()), tokenizer)
     unusable = dropped.counts.total() - deselected
     return {
@@ -108,12 +105,6 @@ def repairs_of(found: Standardized) -> str:
     """The repairs of a few rows, as `repairs` shows those of all."""
     examples = {kind: example._asdict() for kind, example in found.examples.items()}
     return repairs({"repaired": found.repaired, "repair_examples": examples})
-
-
-def _said(table: pa.Table) -> Iterator[str]:
-    for batch in table.to_batches():
-        for messages in batch["messages"].to_pylist():
-            yield duplicates.said(messages)
 
 
 def _sha256(sources: Sequence[Source]) -> str:

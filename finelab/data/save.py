@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
+import threading
 from typing import Any
 
 from finelab.data.pipeline import Prepared
+from finelab.data.shards import link
 from finelab.files import staged
 from finelab.run import Run
+
+# `datasets` loads under a lock of tqdm that it makes and deletes: two threads of a sweep would meet there
+_LOADING = threading.Lock()
 
 
 def save(run: Run, prepared: Prepared) -> None:
@@ -18,7 +20,7 @@ def save(run: Run, prepared: Prepared) -> None:
     with staged(folder) as stage:
         for path in sorted(prepared.folder.rglob("*")):
             if path.is_file():
-                _link(path, stage / path.relative_to(prepared.folder))
+                link(path, stage / path.relative_to(prepared.folder))
     run.record("data", prepared.report)
 
 
@@ -27,13 +29,5 @@ def load_split(run: Run, name: str) -> Any:
     from datasets import load_from_disk
 
     path = run.require(run.train_data.parent / name, "01_data")
-    return load_from_disk(str(path))
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for the file, which takes no disk; a copy where the two lie on different disks."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    with _LOADING:
+        return load_from_disk(str(path))

@@ -13,9 +13,13 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from finelab.data.conversation import Conversation
 from finelab.errors import LabError
 
+Hashes = Sequence[str] | NDArray[np.uint64]
 NO_LANGUAGE = "zxx"  # what py3langid calls numbers, markup and code
 ENOUGH, PLENTY = 150, 1000  # characters that tell a language in most cases, and in all (0.6 ms)
 
@@ -69,7 +73,7 @@ def _identifier() -> Any:
     return identifier
 
 
-def limit(ids: Sequence[str], rows: int | None) -> list[int]:
+def limit(ids: Hashes, rows: int | None) -> list[int]:
     """The indices of the `rows` lowest content hashes, in ascending order; all without a limit."""
     if rows is None or rows >= len(ids):
         return list(range(len(ids)))
@@ -77,7 +81,7 @@ def limit(ids: Sequence[str], rows: int | None) -> list[int]:
 
 
 def mix(
-    ids_by_source: Sequence[Sequence[str]], weights: Sequence[float] = (), rows: int | None = None
+    ids_by_source: Sequence[Hashes], weights: Sequence[float] = (), rows: int | None = None
 ) -> list[list[int]]:
     """For each source the indices of its rows in the mix, in ascending order.
 

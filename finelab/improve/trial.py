@@ -27,9 +27,11 @@ from finelab.errors import LabError
 from finelab.files import staged, write_json
 from finelab.improve.definition import Trial
 from finelab.run import RUN_VARIABLE, Run, open_run
+from finelab.train.checkpoint import MANIFEST
 
 LOSSES = "heldout_losses.json"  # notebook 03 leaves it
 FAILED, PRUNED = "failed.json", "pruned.json"
+WORSE = 1.02  # a trial's first steps, still warming up, move the loss by less
 POLL_S = 1.0
 INTERRUPTED = (130, -signal.SIGINT)  # how `finelab run` ends after Ctrl-C
 
@@ -57,11 +59,11 @@ def outcome(trial: Trial, runs: Path) -> Outcome:
     """What the trial's folder says became of it."""
     folder = runs / trial.name
     training = Run(folder, None).evidence().get("training", {})  # type: ignore[arg-type]
-    if (folder / "notebooks" / "03_train.ipynb").exists() and (folder / LOSSES).exists():
-        return Outcome(trial, "finished", "", _json(folder / LOSSES), training)
     for name, state in ((PRUNED, "stopped early"), (FAILED, "failed")):
         if (folder / name).exists():
             return Outcome(trial, state, _json(folder / name)["reason"], {}, training)
+    if (folder / "notebooks" / "03_train.ipynb").exists() and (folder / LOSSES).exists():
+        return Outcome(trial, "finished", "", _json(folder / LOSSES), training)
     return Outcome(trial, "waiting", "", {}, training)
 
 
@@ -97,14 +99,14 @@ def run_trial(
 
 
 def clearly_bad(losses: Mapping[int, float]) -> bool:
-    """Whether the latest of the held-out losses by step is worse than before training, or not a number."""
+    """Whether the latest held-out loss by step is not a number, or `WORSE` times that before training."""
     import optuna
 
     first, last = min(losses), max(losses)
     if first == last:
         return False
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # not a line for every study
-    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=losses[first]))
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=WORSE * losses[first]))
     watched = study.ask()
     watched.report(losses[last], last)
     return bool(watched.should_prune())
@@ -112,12 +114,11 @@ def clearly_bad(losses: Mapping[int, float]) -> bool:
 
 def heldout_losses(checkpoints: Path) -> dict[int, float]:
     """The held-out losses by step in the newest checkpoint's trainer state; empty before the first."""
-    states = sorted(
-        checkpoints.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime
-    )
-    if not states:
+    sealed = [path.parent for path in checkpoints.glob(f"checkpoint-*/{MANIFEST}")]  # written last
+    if not sealed:
         return {}
-    history = _json(states[-1])["log_history"]
+    newest = max(sealed, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    history = _json(newest / "trainer_state.json")["log_history"]
     return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
 
 
@@ -178,7 +179,7 @@ def _run(
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         _wait(child, folder, stop)
-    if not child.returncode or (folder / PRUNED).exists():
+    if _pruned(folder) or not child.returncode:  # once more: a quick child ends before it is looked at
         return
     if child.returncode in INTERRUPTED:
         raise KeyboardInterrupt
@@ -195,17 +196,20 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, stop: threading.Event | 
             return
         except subprocess.TimeoutExpired:
             pass
-        losses = heldout_losses(folder / "checkpoints")
-        bad = bool(losses) and not asked and clearly_bad(losses)
-        if bad:
-            step = max(losses)
-            reason = (
-                f"held-out loss {losses[step]:.3f} at step {step}, {losses[min(losses)]:.3f} before training"
-            )
-            write_json(folder / PRUNED, {"step": step, "reason": reason})
-        if not asked and (bad or (stop and stop.is_set())):
+        if not asked and (_pruned(folder) or (stop and stop.is_set())):
             child.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT))
             asked = True
+
+
+def _pruned(folder: Path) -> bool:
+    """Whether the trial is clearly bad by its newest checkpoint, which is then said in `PRUNED`."""
+    losses = heldout_losses(folder / "checkpoints")
+    if not losses or not clearly_bad(losses):
+        return False
+    step = max(losses)
+    reason = f"held-out loss {losses[step]:.3f} at step {step}, {losses[min(losses)]:.3f} before training"
+    write_json(folder / PRUNED, {"step": step, "reason": reason})
+    return True
 
 
 def _last_line(path: Path) -> str:

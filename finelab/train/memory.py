@@ -89,11 +89,13 @@ class ModelShape:
         return self.num_hidden_layers * r * sum(sum(self.projections[name]) for name in target_modules)
 
 
-# From the config.json files of the three models the recipes name, so that a plan needs no download.
+# From the config.json files of the models the recipes name, and of larger ones: a plan needs no download.
 SHAPES = {
     "SmolLM2-135M": ModelShape(576, 30, 9, 3, 64, 1536, 49_152, True),
     "Llama-3.2-1B": ModelShape(2048, 16, 32, 8, 64, 8192, 128_256, True),
     "Llama-3.2-3B": ModelShape(3072, 28, 24, 8, 128, 8192, 128_256, True),
+    "Llama-3.1-8B": ModelShape(4096, 32, 32, 8, 128, 14_336, 128_256, False),
+    "Llama-3.1-70B": ModelShape(8192, 80, 64, 8, 128, 28_672, 128_256, False),
 }
 
 

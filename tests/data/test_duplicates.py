@@ -2,20 +2,34 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finelab.data import duplicates
 from finelab.data.duplicates import (
     CROWD,
-    exact_duplicates,
+    first_of_each,
     leakage,
-    near_duplicates,
-    near_matches,
+    on_disk,
     said,
     shingles,
+    signature,
 )
+
+
+def near_duplicates(texts, threshold):
+    return duplicates.near_duplicates(on_disk(map(signature, texts)), threshold)
+
+
+def near_matches(train, heldout, threshold):
+    train = list(train)
+    return duplicates.near_matches(on_disk(map(signature, [*train, *heldout])), len(train), threshold)
+
 
 WORDS = random.Random(1).sample([a + b + c for a in "bdfgk" for b in "aeiou" for c in ("ma", "ne", "ri")], 75)
 
@@ -93,8 +107,9 @@ def test_different_texts_stay(texts):
 @given(st.lists(st.text("ab ", max_size=4), max_size=12))
 def test_texts_shorter_than_a_shingle_match_only_when_they_say_the_same(texts):
     texts = [text for text in texts if len(text.split()) < 3]
-    same = exact_duplicates(" ".join(text.split()) for text in texts)
-    assert near_duplicates(texts, 0.8) == same
+    said = [" ".join(text.split()) for text in texts]
+    first = [None if said.index(text) == row else said.index(text) for row, text in enumerate(said)]
+    assert near_duplicates(texts, 0.8) == first
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 1.0])
@@ -135,9 +150,9 @@ def test_a_repeat_is_found_among_rows_of_one_template():
 
 def test_the_result_does_not_depend_on_the_process():
     code = (
-        "from finelab.data.duplicates import near_duplicates\n"
+        "from finelab.data.duplicates import near_duplicates, on_disk, signature\n"
         "texts = [' '.join(str(n * i % 97 + n) for n in range(60 + i % 3)) for i in range(200)]\n"
-        "print(near_duplicates(texts, 0.7))"
+        "print(near_duplicates(on_disk(map(signature, texts)), 0.7))"
     )
     runs = [
         subprocess.run(
@@ -172,11 +187,16 @@ def test_no_texts_have_no_duplicates():
     assert near_duplicates([], 0.8) == []
 
 
-@given(st.lists(st.sampled_from("abcde")))
-def test_of_rows_with_the_same_id_the_first_stays(ids):
-    for row, match in enumerate(exact_duplicates(iter(ids))):
-        first = ids.index(ids[row])
-        assert match == (None if first == row else first)
+@given(st.lists(st.lists(st.integers(0, 5), max_size=6)), st.integers(1, 10))
+def test_of_rows_with_the_same_hash_the_first_stays(parts, partition):
+    """However the rows come, and into however many files they are put on the disk."""
+    hashes = [np.array([[n % 2, n] for n in part], dtype=np.uint64).reshape(-1, 2) for part in parts]
+    rows = [n for part in parts for n in part]
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(duplicates, "PARTITION", partition)
+        first = first_of_each(iter(hashes), len(rows), Path(folder))
+        assert not list(Path(folder).iterdir())
+    assert first.tolist() == [rows.index(n) == row for row, n in enumerate(rows)]
 
 
 def test_a_leak_names_the_training_row():

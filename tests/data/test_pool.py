@@ -1,5 +1,9 @@
 import os
+import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
 
 from finelab import LabError
@@ -60,3 +64,20 @@ def test_a_value_too_deep_to_be_sent_is_worked_on_here():
 def test_a_worker_that_dies_is_said():
     with pytest.raises(LabError, match="a worker process died"):
         list(in_order(die, range(8), 2))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_workers_end_when_their_process_is_killed():
+    code = (
+        "import os, signal, sys\n"
+        "from finelab.data.pool import in_order\n"
+        "from tests.data.test_pool import where\n"
+        "results = in_order(where, range(100), 2)\n"
+        "print(*{next(results) for _ in range(50)}, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    workers = [psutil.Process(int(pid)) for pid in killed.stdout.split() if psutil.pid_exists(int(pid))]
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive

@@ -11,7 +11,6 @@ Written against modal 1.6.4; the protocol is not a public interface.
 import asyncio
 import itertools
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import psutil
 from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from grpclib.server import Server
@@ -38,7 +38,8 @@ class ControlPlane:
 
     `secrets` and `volumes` are what exists at Modal; `environment` is added to every container's. What the
     script asked for: `functions` {name: api_pb2.Function}, `images` {id: Dockerfile lines}, `mounted`
-    {name: paths}, `app_states`, `committed` (volume ids). `exit_codes` are the containers', by function name.
+    {name: paths}, `app_states`, `committed` (volume ids). `exit_codes` and `processes` are the containers',
+    by function name; one that ends without an answer is followed by another where the function has retries.
     """
 
     def __init__(self, folder, environment=None):
@@ -46,7 +47,7 @@ class ControlPlane:
         self.secrets, self.volumes = {}, {}
         self.functions, self.images, self.mounts = {}, {}, {}
         self.app_states, self.committed = [], []
-        self.exit_codes = defaultdict(list)
+        self.exit_codes, self.processes = defaultdict(list), defaultdict(list)
         self.servicer = Servicer(self)
 
     def __enter__(self):
@@ -146,7 +147,8 @@ class Servicer(ModalClientBase):
         self.numbers = itertools.count(1)
         self.objects, self.files = {}, {}
         self.function_ids, self.definitions, self.layout_metadata = {}, {}, {}
-        self.inputs, self.calls, self.outputs = defaultdict(list), {}, {}
+        self.inputs, self.unanswered, self.attempts = defaultdict(list), defaultdict(dict), defaultdict(int)
+        self.outputs, self.arrived = defaultdict(list), asyncio.Condition()
         self.containers, self.logs, self.app_done = [], asyncio.Queue(), False
         self.deployed, self.fronts, self.ports = {}, [], {}
 
@@ -192,7 +194,6 @@ class Servicer(ModalClientBase):
     @respond
     async def AppClientDisconnect(self, _):
         await self.stop_containers()
-        self.app_done = True
         await self.logs.put(api_pb2.TaskLogsBatch(app_done=True))
         return Empty()
 
@@ -295,32 +296,56 @@ class Servicer(ModalClientBase):
         function_id = self.new_id("fu")
         function = api_pb2.Function()
         function.CopyFrom(self.definitions[request.function_id])
-        if request.function_options.replace_secret_ids:
-            function.secret_ids[:] = request.function_options.secret_ids
-        self.definitions[function_id] = function
+        options = request.function_options
+        if options.replace_secret_ids:
+            function.secret_ids[:] = options.secret_ids
+        if options.HasField("resources"):
+            function.resources.MergeFrom(options.resources)
+        function.timeout_secs = options.timeout_secs or function.timeout_secs
+        self.plane.functions[function.function_name] = self.definitions[function_id] = function
         metadata = self.layout_metadata[function_id] = self.layout_metadata[request.function_id]
         return api_pb2.FunctionBindParamsResponse(bound_function_id=function_id, handle_metadata=metadata)
 
     @respond
     async def FunctionMap(self, request):
-        call_id, items = self.new_id("fc"), []
-        self.outputs[call_id] = asyncio.get_running_loop().create_future()
-        for item in request.pipelined_inputs:
-            input_id = self.new_id("in")
-            self.calls[input_id] = call_id
-            self.inputs[request.function_id].append((call_id, input_id, item.input))
-            items.append(api_pb2.FunctionPutInputsResponseItem(idx=item.idx, input_id=input_id))
-        self.start_container(request.function_id, call_id)
+        call_id = self.new_id("fc")
+        items = self.take_in(request.function_id, call_id, request.pipelined_inputs)
         return api_pb2.FunctionMapResponse(function_call_id=call_id, pipelined_inputs=items)
 
     @respond
+    async def FunctionPutInputs(self, request):
+        items = self.take_in(request.function_id, request.function_call_id, request.inputs)
+        return api_pb2.FunctionPutInputsResponse(inputs=items)
+
+    def take_in(self, function_id, call_id, inputs):
+        """Queue a call's inputs and start a container for them."""
+        items = []
+        for item in inputs:
+            input_id = self.new_id("in")
+            self.inputs[function_id].append((call_id, item.idx, input_id, item.input))
+            items.append(api_pb2.FunctionPutInputsResponseItem(idx=item.idx, input_id=input_id))
+        if items:
+            self.start_container(function_id)
+        return items
+
+    @respond
     async def FunctionGetOutputs(self, request):
-        waiting = asyncio.shield(self.outputs[request.function_call_id])
-        try:
-            output = await asyncio.wait_for(waiting, request.timeout)
-        except TimeoutError:
-            return api_pb2.FunctionGetOutputsResponse(num_unfinished_inputs=1)
-        return api_pb2.FunctionGetOutputsResponse(idxs=[0], outputs=[output])
+        outputs, seen = self.outputs[request.function_call_id], int(request.last_entry_id.split("-")[0] or 0)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(request.timeout), self.arrived:
+                await self.arrived.wait_for(lambda: len(outputs) > seen)
+        found = outputs[seen:]
+        return api_pb2.FunctionGetOutputsResponse(
+            idxs=[item.idx for item in found],
+            outputs=found,
+            last_entry_id=f"{seen + len(found)}-0",
+            num_unfinished_inputs=int(not found),
+        )
+
+    async def answer(self, call_id, output):
+        async with self.arrived:
+            self.outputs[call_id].append(output)
+            self.arrived.notify_all()
 
     # Containers
 
@@ -341,17 +366,21 @@ class Servicer(ModalClientBase):
     async def FunctionGetInputs(self, request):
         if not self.inputs[request.function_id]:
             return api_pb2.FunctionGetInputsResponse(inputs=[api_pb2.FunctionGetInputsItem(kill_switch=True)])
-        call_id, input_id, given = self.inputs[request.function_id].pop(0)
+        call_id, _, input_id, given = waiting = self.inputs[request.function_id].pop(0)
+        self.unanswered[request.function_id][input_id] = waiting
+        self.attempts[input_id] += 1
         item = api_pb2.FunctionGetInputsItem(input_id=input_id, input=given, function_call_id=call_id)
         return api_pb2.FunctionGetInputsResponse(inputs=[item])
 
     @respond
     async def FunctionPutOutputs(self, request):
         for item in request.outputs:
+            waiting = next(each for each in self.unanswered.values() if item.input_id in each)
+            call_id, idx, input_id, _ = waiting.pop(item.input_id)
             output = api_pb2.FunctionGetOutputsItem(
-                result=item.result, input_id=item.input_id, data_format=item.data_format
+                result=item.result, idx=idx, input_id=input_id, data_format=item.data_format
             )
-            self.outputs[self.calls[item.input_id]].set_result(output)
+            await self.answer(call_id, output)
         return Empty()
 
     @respond
@@ -369,7 +398,7 @@ class Servicer(ModalClientBase):
             objects.append(api_pb2.Object(object_id=needed.object_id, **metadata))
         return api_pb2.AppLayout(objects=objects, function_ids=self.function_ids)
 
-    def start_container(self, function_id, call_id=""):
+    def start_container(self, function_id):
         """A process that sees the mounted files, the volumes and the secrets, and the stand-in for vLLM."""
         function = self.definitions[function_id]
         root = Path(tempfile.mkdtemp(dir=self.plane.folder))
@@ -402,10 +431,11 @@ class Servicer(ModalClientBase):
             environment["STAND_IN_PORT"] = str(self.ports[function_id])
         for secret_id in function.secret_ids:
             environment |= self.objects[secret_id]
-        task = asyncio.create_task(self.run_container(function.function_name, call_id, environment, root))
+        task = asyncio.create_task(self.run_container(function_id, environment, root))
         self.containers.append(task)
 
-    async def run_container(self, name, call_id, environment, root):
+    async def run_container(self, function_id, environment, root):
+        name = self.definitions[function_id].function_name
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -416,20 +446,34 @@ class Servicer(ModalClientBase):
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
+        self.plane.processes[name].append(process.pid)
         reading = asyncio.create_task(self.follow(process))
         try:
             await process.wait()
         except asyncio.CancelledError:
             process.terminate()
             await process.wait()
-        with suppress(ProcessLookupError):  # what it has left behind, as the end of a container does
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_all_in(root)
         await reading
         self.plane.exit_codes[name].append(process.returncode)
-        if call_id and not self.outputs[call_id].done():
+        await self.after_container(function_id)
+
+    async def after_container(self, function_id):
+        """Give what it has not answered to another container, or say that there is no answer."""
+        left = [*self.unanswered.pop(function_id, {}).values(), *self.inputs.pop(function_id, [])]
+        again = [each for each in left if self.attempts[each[2]] <= self.retries(function_id)]
+        if again and not self.app_done:
+            self.inputs[function_id] = again
+            self.start_container(function_id)
+            return
+        for call_id, idx, input_id, _ in left:
             failed = api_pb2.GenericResult.GENERIC_STATUS_FAILURE
             result = api_pb2.GenericResult(status=failed, exception="the container ended")
-            self.outputs[call_id].set_result(api_pb2.FunctionGetOutputsItem(result=result))
+            output = api_pb2.FunctionGetOutputsItem(result=result, idx=idx, input_id=input_id)
+            await self.answer(call_id, output)
+
+    def retries(self, function_id):
+        return self.definitions[function_id].retry_policy.retries
 
     async def follow(self, process):
         while line := await process.stdout.readline():
@@ -460,10 +504,19 @@ class Servicer(ModalClientBase):
 
     async def stop_containers(self):
         """As Modal does when an app ends: SIGTERM, then wait."""
+        self.app_done = True
         running = [task for task in self.containers if not task.done()]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def kill_all_in(root):
+    """What a container has left behind, also in sessions of its own, as its end does."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("HOME") == str(root):
+                process.kill()
 
 
 async def pump(reader, writer):

@@ -16,7 +16,7 @@ import lab
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("cpu", "cuda", "paperspace", "windows")
-EXTRAS = ("extras/voice",)  # what is installed beside any lock by those who want it
+EXTRAS = ("extras/ray", "extras/voice")  # what is installed beside any lock by those who want it
 # Packages whose version a machine dictates; every other name has one version in all locks.
 PER_MACHINE = {"torch"}
 ENGINE = ("unsloth", "unsloth-zoo")

@@ -11,6 +11,7 @@ from finelab.__main__ import build_parser
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAIN_JOB = "tests/notebooks/test_main_job.py"  # its lines there are run through lab.py's own entry
+CLUSTERS = "tests/train/test_cluster.py"
 EXECUTED = {
     "python lab.py run": MAIN_JOB,
     "python lab.py run --run mine --data chats.jsonl": MAIN_JOB,
@@ -22,6 +23,8 @@ EXECUTED = {
     "python lab.py serve --also r64": "tests/commands/test_serve.py",
     "python lab.py chat": "tests/commands/test_chat.py",
     "python lab.py plan --recipe llama-3.2-3b --gpu rtx-2060s": "tests/commands/test_plan.py",
+    "python lab.py plan --recipe llama-3.2-3b --gpu a100-80gb --gpus 8 --shard": CLUSTERS,
+    "modal run deployment/modal_train.py --run mine --gpu l4 --spend 5": "tests/deployment/test_train.py",
     "python lab.py doctor": "tests/commands/test_doctor.py",
     "bash environment/setup-paperspace.sh": "tests/environment/test_setup.py",
     "modal run deployment/modal_download_model.py": "tests/deployment/test_download.py",

@@ -66,9 +66,10 @@ def test_the_steps_meet_the_budget_within_half_a_step(per_row, batch, budget):
     [
         ({0: 2.0}, False),
         ({0: 2.0, 5: 1.9}, False),
+        ({0: 2.0, 5: 2.01}, False),
         ({0: 2.0, 5: 2.1}, True),
         ({0: 2.0, 5: float("nan")}, True),
     ],
 )
-def test_clearly_bad_is_worse_than_untrained(losses, bad):
+def test_clearly_bad_is_worse_than_untrained_by_more_than_the_first_steps_move(losses, bad):
     assert clearly_bad(losses) is bad

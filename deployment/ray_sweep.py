@@ -1,0 +1,82 @@
+"""Run a sweep on a Ray cluster, or on this machine: one Ray task a trial.
+
+    python deployment/ray_sweep.py runs/sweeps/mine                          # Ray on this machine's cores
+    python deployment/ray_sweep.py runs/sweeps/mine --address auto --gpus 1  # on the cluster this node is in
+
+Every node has this checkout with its environment at the same place, and the sweep's folder on a disk that all
+of them see. Ray is an extra: `python -m pip install --no-deps -r environment/extras/ray.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from finelab.errors import LabError
+from finelab.improve import open_sweep, report, run_trial, table
+
+RETRIES = 3  # of a trial whose node was lost; it goes on from its last checkpoint
+
+
+def sweep_on_ray(
+    folder: Path, cpus: float = 1, gpus: float = 0, one: Callable[..., Any] = run_trial
+) -> list[Any]:
+    """Every trial's outcome, in the sweep's order; each trial is given so many CPUs and GPUs.
+
+    LabError when Ray has nowhere to run even one.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    if there.get("CPU", 0) < cpus or there.get("GPU", 0) < gpus:
+        raise LabError(
+            f"a trial wants {cpus:g} CPUs and {gpus:g} GPUs, and Ray has {there.get('CPU', 0):g} and "
+            f"{there.get('GPU', 0):g}; give less with --cpus and --gpus, or start more nodes."
+        )
+    folder = folder.absolute()
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(one)
+    asked = [task.remote(trial, folder) for trial in open_sweep(folder).trials()]
+    left = asked
+    while left:
+        (ended,), left = ray.wait(left)
+        outcome = ray.get(ended)
+        said = f": {outcome.reason}" if outcome.reason else ""
+        print(
+            f"{len(asked) - len(left)} of {len(asked)}: {outcome.trial.name} {outcome.state}{said}",
+            flush=True,
+        )
+    return list(ray.get(asked))
+
+
+def main() -> int:
+    """Run what is left of the sweep, then print its table; one sentence and 1 for a mistake."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="a sweep's folder, as notebook 07_improve makes it")
+    parser.add_argument(
+        "--address", help="of the cluster: `auto` on one of its nodes; left out: this machine"
+    )
+    parser.add_argument("--cpus", type=float, default=1, help="of each trial")
+    parser.add_argument("--gpus", type=float, default=0, help="of each trial")
+    args = parser.parse_args()
+    try:
+        open_sweep(args.folder)
+        try:
+            import ray
+        except ImportError as error:
+            raise LabError(
+                "Ray is not installed: python -m pip install --no-deps -r environment/extras/ray.txt"
+            ) from error
+        ray.init(address=args.address, include_dashboard=False, log_to_driver=False)
+        sweep_on_ray(args.folder, args.cpus, args.gpus)
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(table(report(args.folder)).to_string())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

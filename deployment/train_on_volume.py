@@ -1,0 +1,166 @@
+"""One sitting of a run on a volume: its rows, its training, and what they cost so far.
+
+Used inside the containers of modal_train.py, which have finelab, the notebooks and this file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+RUNS = Path(os.environ.get("FINELAB_RUNS", "/runs"))
+ACCOUNT = "modal.json"  # in the run's folder: every sitting's seconds, and what an hour costs
+TICK_S = 30.0  # so often the account is written and the volume told to keep what is there
+LEAST_S = 600  # a shorter sitting would load the model and do nothing
+MARGIN_S = 360  # to load the model, measure the held-out rows, and save at the end
+SAVE_S = 25  # Modal gives 30 s when it takes a container back
+TOLD = "finelab: "
+FINELAB = (sys.executable, "-m", "finelab")
+OUTCOME = ("evidence.json", "heldout_losses.json", "failed.json", "pruned.json", "notebooks/03_train.ipynb")
+
+
+def sitting(job: dict[str, Any], commit: Callable[[], None]) -> dict[str, Any]:
+    """Train `job["run"]` for `job["hours"]` or until `job["spend_usd"]` is spent, from where it is.
+
+    Gives {"state": "finished", "stopped" (call again), "spent", or "failed"; "said", "seconds", "usd"} of the
+    whole run, every sitting counted.
+    """
+    from finelab.errors import LabError
+    from finelab.train.session import GO_ON
+
+    began = time.monotonic()
+    try:
+        run, before = job_run(job, job["hours"]), account(job["run"])
+        left_s = min(job["hours"] * 3600, (job["spend_usd"] - usd(before)) / job["usd_per_hour"] * 3600)
+        if left_s < LEAST_S:
+            return result("spent", f"the limit of ${job['spend_usd']:.2f} is reached", before)
+        with accounting(run, before, job["usd_per_hour"], commit):
+            code, said = follow([*FINELAB, "run", "--run", run.name, "--stages", "data"])
+            if not code:
+                job_run(job, (left_s - (time.monotonic() - began) - MARGIN_S) / 3600)
+                code, said = follow(training(run.name, job["gpus"]))
+    except LabError as error:
+        return result("failed", str(error), account(job["run"]))
+    state = "failed" if code else "finished"
+    return result("stopped" if GO_ON in said else state, said, account(job["run"]))
+
+
+def training(name: str, gpus: int) -> list[str]:
+    """The command that trains: notebook 03 on one GPU, the same calls in one process a GPU on several."""
+    if gpus == 1:
+        return [*FINELAB, "run", "--run", name, "--stages", "train"]
+    processes = ["--standalone", "--nproc_per_node", str(gpus)]
+    return [sys.executable, "-m", "torch.distributed.run", *processes, "-m", "finelab.train", name]
+
+
+def job_run(job: dict[str, Any], hours: float) -> Any:
+    """The job's run, made at first use; the sitting's hours may be others each time, all else may not."""
+    from finelab import recipe
+    from finelab.commands.run import folder_of
+    from finelab.files import write_text
+    from finelab.run import create_run
+
+    sat = [f"training.session_hours={max(hours, 0.01):.3f}"]
+    path = folder_of(job["run"]) / "recipe.toml"
+    if path.exists():
+        write_text(path, recipe.dumps(recipe.override(recipe.read(path), sat)))
+    return create_run(path.parent, recipe.override(recipe.load_preset(job["recipe"]), job["changes"] + sat))
+
+
+def account(name: str) -> list[dict[str, float]]:
+    """The sittings so far."""
+    path = RUNS / name / ACCOUNT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def usd(sittings: list[dict[str, float]]) -> float:
+    """What sittings cost."""
+    return sum(each["seconds"] / 3600 * each["usd_per_hour"] for each in sittings)
+
+
+def result(state: str, said: str, sittings: list[dict[str, float]]) -> dict[str, Any]:
+    """What a sitting gives back."""
+    seconds = sum(each["seconds"] for each in sittings)
+    return {"state": state, "said": said, "seconds": seconds, "usd": usd(sittings)}
+
+
+@contextlib.contextmanager
+def accounting(
+    run: Any, before: list[dict[str, float]], usd_per_hour: float, commit: Callable[[], None]
+) -> Iterator[None]:
+    """Write down what this sitting costs while it lasts, so that one that is killed is counted too."""
+    from finelab.files import write_json
+
+    began, ended = time.monotonic(), threading.Event()
+
+    def write() -> None:
+        sat = {"seconds": round(time.monotonic() - began, 1), "usd_per_hour": usd_per_hour}
+        write_json(run.folder / ACCOUNT, [*before, sat])
+        commit()
+
+    def keep() -> None:
+        while not ended.wait(TICK_S):
+            write()
+
+    write()
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        write()
+
+
+def follow(command: list[str]) -> tuple[int, str]:
+    """Run a command and show what it says: its exit code, and its last line, or the lab's own last one.
+
+    When the container is taken back, the command may save first.
+    """
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    child = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert child.stdout is not None
+    said = ""
+    try:
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            if line.startswith(TOLD) or not said.startswith(TOLD):
+                said = line.strip() or said
+        return child.wait(), said.removeprefix(TOLD)
+    except BaseException:
+        child.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(SAVE_S)
+        raise
+    finally:
+        child.kill()
+
+
+def run_one(values: dict[str, Any], folder: str) -> dict[str, Any]:
+    """A sweep's trial, in a folder of its own on the volume: its state, and the files that show it."""
+    from finelab.improve import Trial, run_trial
+
+    trial = Trial(**{**values, "assignments": tuple(values["assignments"])})
+    runs = RUNS / "sweeps" / folder / trial.name  # containers do not see each other's files while they run
+    ended = run_trial(trial, runs)
+    made = {name: runs / trial.name / name for name in OUTCOME}
+    files = {name: path.read_text(encoding="utf-8") for name, path in made.items() if path.exists()}
+    return {"name": trial.name, "state": ended.state, "reason": ended.reason, "files": files}
+
+
+def as_values(trial: Any) -> dict[str, Any]:
+    """A trial as `run_one` takes it."""
+    return dataclasses.asdict(trial)

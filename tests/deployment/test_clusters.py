@@ -1,0 +1,124 @@
+"""The entries for Ray and SkyPilot: outcomes of a local sweep, and a task file with the lab's commands."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from finelab import LabError
+from finelab.commands import run as run_command
+from finelab.files import write_json, write_text
+from finelab.improve import Sweep, create_sweep, outcome, report, table
+from finelab.recipe import load_preset, override
+from tests.deployment.conftest import DEPLOYMENT
+
+SETTINGS = {"default": {}, "r8": {"lora.r": 8}, "r4": {"lora.r": 4}, "broken": {"lora.r": 2}}
+
+
+def one(trial, runs):
+    """What `run_trial` does, without training: an outcome that depends on the trial alone."""
+    folder = runs / trial.name
+    if outcome(trial, runs).state != "waiting":
+        return outcome(trial, runs)
+    if trial.setting == "broken":
+        write_json(folder / "failed.json", {"reason": "it fell over"})
+        return outcome(trial, runs)
+    nats = 20 + trial.seed + len(trial.assignments) * 1.5 + 0.1 * len(trial.setting) * trial.seed
+    write_json(folder / "heldout_losses.json", {"a": {"tokens": 10, "bytes": 40, "tuned": nats}})
+    numbers = {"tokens_trained": 1000, "seconds": 5.0, "peak_memory_bytes": 1e9}
+    write_json(folder / "evidence.json", {"training": numbers})
+    write_text(folder / "notebooks" / "03_train.ipynb", "{}")
+    return outcome(trial, runs)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    ray = pytest.importorskip("ray", reason="Ray is an extra: environment/extras/ray.txt")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def sweep_on_ray(script):
+    return script("ray_sweep").sweep_on_ray
+
+
+@pytest.mark.slow
+def test_a_sweep_of_four_settings_on_ray_has_the_table_of_a_local_one(ray, sweep_on_ray, tmp_path):
+    tables = {}
+    for name in ("ray", "local"):
+        folder = tmp_path / name
+        sweep = create_sweep(folder, Sweep("smollm2-135m", 1000, (1, 2, 3), SETTINGS))
+        found = (
+            sweep_on_ray(folder, one=one) if name == "ray" else [one(each, folder) for each in sweep.trials()]
+        )
+        assert [each.trial for each in found] == sweep.trials()
+        tables[name] = table(report(folder))
+    assert tables["ray"].equals(tables["local"])
+    assert "seed 2 failed: it fell over" in tables["ray"].loc["broken", "verdict"]
+
+
+@pytest.mark.slow
+def test_trials_that_have_ended_are_not_run_again(ray, sweep_on_ray, tmp_path, capsys):
+    sweep = create_sweep(tmp_path, Sweep("smollm2-135m", 1000, (1, 2), SETTINGS))
+    first = [one(trial, tmp_path) for trial in sweep.trials()]
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert sweep_on_ray(tmp_path, one=one) == first
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert "8 of 8: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_more_than_the_cluster_has_is_refused(ray, sweep_on_ray, tmp_path):
+    create_sweep(tmp_path, Sweep("smollm2-135m", 1000, (1, 2), SETTINGS))
+    with pytest.raises(LabError, match="a trial wants 1 CPUs and 1 GPUs, and Ray has 2 and 0"):
+        sweep_on_ray(tmp_path, gpus=1, one=one)
+
+
+def test_a_folder_without_a_sweep_is_one_sentence(tmp_path):
+    command = [sys.executable, str(DEPLOYMENT / "ray_sweep.py"), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(DEPLOYMENT.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"{tmp_path / 'sweep.toml'} is not there")
+
+
+# SkyPilot
+
+
+@pytest.fixture
+def task():
+    return yaml.safe_load((DEPLOYMENT / "sky_train.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_task_asks_for_what_it_needs(task):
+    assert set(task) == {"name", "workdir", "resources", "envs", "file_mounts", "setup", "run"}
+    assert task["resources"] == {"accelerators": "L4:1", "use_spot": True, "disk_size": 100}
+    assert task["file_mounts"]["/runs"] == {"name": "${BUCKET}", "mode": "MOUNT_CACHED"}
+    envs = task["envs"]
+    assert override(load_preset(envs["RECIPE"]), [envs["SET"]]).name == envs["RECIPE"]
+    assert run_command.folder_of(envs["RUN"]).name == envs["RUN"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the task runs in a Linux shell")
+@pytest.mark.parametrize(("gpus", "trains"), [("1", "lab.py"), ("4", "torchrun")])
+def test_the_tasks_commands_are_those_of_the_lab(task, tmp_path, gpus, trains):
+    """Run in a shell with stand-ins that write down how they are called."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for path in (tmp_path / "python3", tmp_path / ".venv" / "bin" / "torchrun"):
+        path.write_text(f'#!/bin/sh\necho "{path.name} $FINELAB_RUNS $*" >> {tmp_path}/called\n', "utf-8")
+        path.chmod(0o755)
+    environment = task["envs"] | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment |= {"SKYPILOT_NUM_GPUS_PER_NODE": gpus}
+    subprocess.run(["bash", "-euc", task["run"]], cwd=tmp_path, env=environment, check=True)
+    lines = (tmp_path / "called").read_text("utf-8").splitlines()
+    made = "python3 /runs lab.py run --run mine --recipe llama-3.2-1b --set data.limit=100000 --stages data"
+    if trains == "lab.py":
+        assert lines == [f"{made},train"]
+    else:
+        assert lines == [made, "torchrun /runs --standalone --nproc_per_node 4 -m finelab.train mine"]
+    assert json.dumps(task)  # nothing in it that YAML has made a date or the like of

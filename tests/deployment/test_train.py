@@ -1,0 +1,228 @@
+"""modal_train.py by the real `modal run`: a run that Modal takes back in the middle, a sweep, refusals."""
+
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from finelab.improve import Sweep, create_sweep, report
+from finelab.recipe import load_preset, override
+from finelab.run import create_run
+from tests.deployment.conftest import DEPLOYMENT
+from tests.deployment.control_plane import ControlPlane
+
+SCRIPT = DEPLOYMENT / "modal_train.py"
+on_linux = pytest.mark.skipif(sys.platform == "win32", reason="a Modal container is a Linux process")
+SMALL = "data.limit=40;model.max_seq_length=128;training.max_steps=3;training.save_steps=1"
+SMALL += ";training.per_device_train_batch_size=1;training.gradient_accumulation_steps=1;training.tune=false"
+JOB = {"run": "mine", "recipe": "smollm2-135m", "changes": ["data.limit=40"], "gpus": 1, "hours": 2.0}
+JOB |= {"usd_per_hour": 3.0, "spend_usd": 10.0}
+
+
+@pytest.fixture
+def modal(tmp_path, embedded_folder):
+    plane = tmp_path / "modal"
+    plane.mkdir()
+    environment = {
+        "FINELAB_RUNS_DIR": str(plane / "volumes" / "finelab-runs"),
+        "FINELAB_CACHE": str(embedded_folder.parent),
+        "OMP_NUM_THREADS": "1",
+    }
+    with ControlPlane(plane, environment) as modal:
+        yield modal
+
+
+@on_linux
+@pytest.mark.slow
+def test_a_run_whose_container_is_taken_back_goes_on_in_another(modal):
+    """The whole way: a forecast, rows and training in a container, kill -9, the rest in a second one."""
+    options = ["--run", "mine", "--recipe", "smollm2-135m", "--set", SMALL, "--gpu", "l4", "--spend", "1"]
+    process = modal.start("run", SCRIPT, *options)
+    run = modal.volume("finelab-runs") / "mine"
+    while process.poll() is None and not (run / "checkpoints" / "checkpoint-2").exists():
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+    os.killpg(modal.processes["train"][0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+    assert "Forecast: 0.00 h of training on 1 x L4, $0.00." in output
+    assert "At most $1.00 are spent, at $0.80 an hour" in output
+    assert "Sitting 1: finished." in output and "Actual: 0.0" in output
+    assert "modal volume get finelab-runs mine runs/" in output
+    evidence = json.loads((run / "evidence.json").read_text("utf-8"))
+    assert evidence["training"]["steps"] == 3 and len(evidence["training"]["resumes"]) == 1
+    assert (run / "adapter" / "adapter_model.safetensors").exists()
+    killed, last = json.loads((run / "modal.json").read_text("utf-8"))
+    assert killed["usd_per_hour"] == 0.7992 and last["seconds"] > 1
+
+    asked = modal.functions["train"]
+    assert (asked.resources.gpu_config.gpu_type, asked.resources.gpu_config.count) == ("L4", 1)
+    assert asked.timeout_secs == 6.25 * 3600 and asked.retry_policy.retries == 8
+    assert [mount.mount_path for mount in asked.volume_mounts] == [str(run.parent)]
+    assert modal.committed.count("vo-finelab-runs") >= 2
+    assert len(modal.processes["train"]) == 2 and modal.exit_codes["train"][0] == -signal.SIGKILL
+    image = "\n".join(modal.image_of("train"))
+    assert "--no-deps" in image and "python:3.12" in image
+    assert {"/root/finelab/run.py", "/root/notebooks/03_train.ipynb"} <= modal.mounted("train")
+    assert not [path for path in modal.mounted("train") if "__pycache__" in path]
+
+
+@on_linux
+def test_a_sweep_is_tried_in_containers_and_its_table_is_here(modal, tmp_path):
+    """The trials have ended on the volume before, so that what is tested is the way there and back."""
+    folder = tmp_path / "sizes"
+    settings = {"default": {}, "good": {"lora.r": 8}, "broken": {"lora.r": 4}}
+    sweep = create_sweep(folder, Sweep("smollm2-135m", 1000, (1, 2), settings))
+    for trial in sweep.trials():
+        leave(modal.volume("finelab-runs") / "sweeps" / "sizes" / trial.name / trial.name, trial)
+    code, output = modal.command("run", SCRIPT, "--sweep", folder, "--gpu", "t4", "--spend", "6")
+    assert code == 0, output
+    assert "6 trials on one Tesla T4 each, at most 1.69 h and $1.00 a trial, $6.00 in all." in output
+    assert "broken-s2: failed it fell over" in output
+    found = report(folder)["settings"]
+    assert found["good"]["difference"] == pytest.approx(0.2)
+    assert found["broken"]["unfinished"] == {"1": "failed: it fell over", "2": "failed: it fell over"}
+    assert "+0.2000" in output
+    asked = modal.functions["try_one"]
+    assert asked.resources.gpu_config.gpu_type == "T4" and asked.retry_policy.retries == 0
+    assert asked.timeout_secs == round(1 / 0.5904 * 3600)
+
+
+def leave(run, trial):
+    """What a trial that has ended leaves."""
+    (run / "notebooks").mkdir(parents=True)
+    if trial.setting == "broken":
+        (run / "failed.json").write_text('{"reason": "it fell over"}', encoding="utf-8")
+        return
+    (run / "notebooks" / "03_train.ipynb").write_text("{}", encoding="utf-8")
+    nats = 20 + trial.seed + 2 * (trial.setting == "good")
+    losses = {"a": {"tokens": 10, "bytes": 40, "tuned": nats}}
+    (run / "heldout_losses.json").write_text(json.dumps(losses), encoding="utf-8")
+    training = {"tokens_trained": 1000, "seconds": 5.0, "peak_memory_bytes": 1e9}
+    (run / "evidence.json").write_text(json.dumps({"training": training}), encoding="utf-8")
+
+
+@on_linux
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "give --run NAME for one run, or --sweep FOLDER for a sweep"),
+        (["--run", "../x"], "--run ../x: a run has a name, not a path"),
+        (["--run", "x", "--recipe", "gpt"], "there is no recipe 'gpt'"),
+        (["--run", "x", "--set", "lora.rank=8"], "--set: lora.rank: unknown key"),
+        (["--run", "x", "--gpu", "rtx-2060s"], "--gpu rtx-2060s: Modal does not rent it out; there are: t4,"),
+        (["--run", "x", "--gpus", "16"], "--gpus 16: expected 1 to 8"),
+        (["--run", "x", "--hours", "30"], "--hours 30: expected up to 23.5"),
+        (["--run", "x", "--spend", "0.5"], "--spend 0.5: the forecast is $"),
+        (["--sweep", "nowhere"], "nowhere/sweep.toml is not there"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_before_anything_is_rented(modal, options, sentence):
+    code, output = modal.command("run", SCRIPT, *options)
+    assert code == 1
+    assert output.strip().splitlines()[-1].startswith(sentence), output
+    assert "Traceback" not in output
+    assert not modal.processes
+
+
+# A sitting, without its commands
+
+
+@pytest.fixture
+def sit(script, tmp_path, monkeypatch):
+    """Calls `sitting` with commands that are only recorded and answer as they are told to."""
+    monkeypatch.setenv("FINELAB_RUNS", str(tmp_path))
+    monkeypatch.setattr("finelab.commands.run.RUNS", tmp_path)
+    here = script("train_on_volume")
+
+    def call(*answers, spent_s=0, **changes):
+        commands, commits, left = [], [], list(answers)
+
+        def follow(command):
+            commands.append(command)
+            return left.pop(0)
+
+        monkeypatch.setattr(here, "follow", follow)
+        if spent_s:
+            sat = [{"seconds": spent_s, "usd_per_hour": 3.0}]
+            (tmp_path / "mine" / "modal.json").write_text(json.dumps(sat), encoding="utf-8")
+        done = here.sitting(JOB | changes, lambda: commits.append(1))
+        return done, commands, len(commits)
+
+    return call
+
+
+DONE = (0, "done")
+
+
+def hours_in(tmp_path):
+    from finelab.recipe import read
+
+    return read(tmp_path / "mine" / "recipe.toml").training.session_hours
+
+
+def test_a_sitting_prepares_the_rows_then_trains(sit, tmp_path):
+    done, commands, commits = sit(DONE, (0, "trained"))
+    assert (done["state"], done["said"]) == ("finished", "trained")
+    assert [command[-1] for command in commands] == ["data", "train"] and commits >= 2
+    assert hours_in(tmp_path) == pytest.approx(2 - 0.1, abs=0.01)
+
+
+def test_several_gpus_get_a_process_each(sit):
+    _, commands, _ = sit(DONE, DONE, gpus=4)
+    assert commands[1][1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4", "-m",
+                               "finelab.train", "mine"]  # fmt: skip
+
+
+def test_a_sitting_whose_time_is_over_is_followed_by_another(sit):
+    from finelab.train.session import GO_ON
+
+    done, _, _ = sit(DONE, (2, f"03_train: training stopped at step 5 of 9; {GO_ON}."))
+    assert done["state"] == "stopped"
+
+
+def test_a_mistake_in_the_rows_ends_it(sit):
+    done, commands, _ = sit((2, "01_data: 20 of 40 rows cannot be used"))
+    assert (done["state"], len(commands)) == ("failed", 1)
+
+
+def test_what_is_left_of_the_money_shortens_the_sitting(sit, tmp_path):
+    create_run(tmp_path / "mine", override(load_preset("smollm2-135m"), ["data.limit=40"]))
+    done, _, _ = sit(DONE, DONE, spent_s=9000)
+    assert done["usd"] == pytest.approx(7.5, abs=0.01)
+    assert hours_in(tmp_path) == pytest.approx((10 - 7.5) / 3 - 0.1, abs=0.01)
+
+
+def test_when_the_money_is_spent_nothing_runs(sit, tmp_path):
+    create_run(tmp_path / "mine", override(load_preset("smollm2-135m"), ["data.limit=40"]))
+    done, commands, _ = sit(spent_s=11_900)
+    assert (done["state"], commands) == ("spent", [])
+    assert done["said"] == "the limit of $10.00 is reached"
+
+
+def test_another_recipe_under_the_same_name_is_refused(sit):
+    sit(DONE, DONE)
+    done, commands, _ = sit(changes=["data.limit=41"])
+    assert (done["state"], commands) == ("failed", [])
+    assert "was made with another recipe (data.limit: 40 -> 41)" in done["said"]
+
+
+def test_other_hours_are_no_other_recipe(sit, tmp_path):
+    sit(DONE, DONE)
+    assert sit(DONE, DONE, hours=5.0)[0]["state"] == "finished"
+    assert hours_in(tmp_path) > 2
+
+
+def test_what_a_command_says_last_is_kept_and_the_labs_sentence_before_it(script):
+    here = script("train_on_volume")
+    code = (
+        "print('step 1'); print('finelab: it is this'); print('torch: 3 lines of noise'); raise SystemExit(3)"
+    )
+    assert here.follow([sys.executable, "-c", code]) == (3, "it is this")
+    assert here.follow([sys.executable, "-c", "print('a'); print('b')"]) == (0, "b")
