@@ -1,6 +1,6 @@
 """Which settings are better, and which is noise? Sweeps of the embedded default, three seeds each.
 
-python benchmarks/sweep.py settings          six settings of adapter and training: under 40 minutes on 2 cores
+python benchmarks/sweep.py settings          six settings of adapter and training
 python benchmarks/sweep.py data              fewer rows, and cleaner ones
 python benchmarks/sweep.py models --gemma FOLDER   another family and size, made by benchmarks/gemma.py
 
@@ -21,7 +21,7 @@ from finelab.run import RUNS
 from finelab.show.improve import sweep as picture
 
 RESULTS = Path(__file__).parent / "results"
-TOKENS = 2500
+TOKENS = 5000
 SETTINGS = {
     "default": {},
     "rslora-r64": {"lora.r": 64, "lora.use_rslora": True},
