@@ -2,6 +2,7 @@
 
 import re
 import sys
+import sysconfig
 import tomllib
 from functools import cache
 from importlib import metadata
@@ -61,9 +62,9 @@ def applies(requirement, extra=""):
 
 @cache
 def installed():
-    """{name: distribution} of this environment; the first on the path is the one imported."""
+    """{name: distribution} of this environment, without what Ray puts on the path when it is imported."""
     found = {}
-    for distribution in metadata.distributions():
+    for distribution in metadata.distributions(path=[sysconfig.get_path("purelib")]):
         found.setdefault(canonicalize_name(distribution.metadata["Name"]), distribution)
     return found
 
