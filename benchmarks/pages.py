@@ -58,7 +58,8 @@ def main() -> None:
         colours = HtmlFormatter(style="friendly").get_style_defs(".highlight")
         (stage / "style.css").write_text(STYLE + colours, encoding="utf-8")
         for name, path in executed.items():
-            (stage / f"{name}.html").write_text(page(path, list(executed), stage), encoding="utf-8")
+            text = page(path, list(executed), stage).replace(str(run.folder.parent), "runs")
+            (stage / f"{name}.html").write_text(text, encoding="utf-8")
         first = next(iter(executed))
         (stage / "index.html").write_text(
             f'<!doctype html><meta http-equiv="refresh" content="0; url={first}.html">\n', encoding="utf-8"
