@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from finelab import recipe
-from finelab.data import IGNORE, load_split
+from finelab.data import load_split
 from finelab.errors import LabError
 from finelab.files import staged, write_json
 from finelab.improve.definition import Trial
 from finelab.run import RUN_VARIABLE, Run, open_run
+from finelab.train.batches import token_counts
 from finelab.train.checkpoint import MANIFEST
 
 LOSSES = "heldout_losses.json"  # notebook 03 leaves it
@@ -130,10 +131,10 @@ def _prepare(trial: Trial, runs: Path, stop: threading.Event | None, threads: in
         own.record("data", prepared.evidence()["data"])
         with staged(own.folder / "data") as stage:
             shutil.copytree(prepared.folder / "data", stage, dirs_exist_ok=True)
-    labels, training = load_split(prepared, "train")["labels"], own.recipe.training
-    per_row = sum(label != IGNORE for row in labels for label in row) / len(labels)
+    _, trained = token_counts(load_split(prepared, "train"))
+    training = own.recipe.training
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return steps_for(per_row, batch, trial.trained_tokens)
+    return steps_for(sum(trained) / len(trained), batch, trial.trained_tokens)
 
 
 def _prepared_data(trial: Trial, runs: Path, stop: threading.Event | None, threads: int) -> Run:
