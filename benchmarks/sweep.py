@@ -21,13 +21,13 @@ from finelab.run import RUNS
 from finelab.show.improve import sweep as picture
 
 RESULTS = Path(__file__).parent / "results"
-TOKENS = 5000
+TOKENS = 3000
 SETTINGS = {
     "default": {},
     "rslora-r64": {"lora.r": 64, "lora.use_rslora": True},
     "alpha32-dropout": {"lora.lora_alpha": 32, "lora.lora_dropout": 0.1},
     "batch16": {"training.gradient_accumulation_steps": 8},
-    "lr-5e-4": {"training.learning_rate": 5e-4},
+    "loftq": {"lora.init_lora_weights": "loftq"},
     "pissa": {"lora.init_lora_weights": "pissa_niter_16"},
 }
 DATA = {

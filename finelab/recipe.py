@@ -78,9 +78,10 @@ class Lora:
 class Training:
     """What `SFTConfig` takes, and what watches over the run; `max_steps = -1` means whole epochs.
 
-    `eval_steps = 0`: the held-out loss is measured before and after only. `early_stopping_patience` counts
-    such measurements without a new best one; 0 never stops early. `tune` measures which batches are fastest
-    here before the run, at the same effective batch. `fast_cpu_step` replaces PyTorch's autograd on a CPU.
+    `eval_steps = 0`: the held-out loss is measured before and after only; in between it is that of
+    `eval_rows` held-out rows, 0 for all. `early_stopping_patience` counts such measurements without a new
+    best one; 0 never stops early. `tune` measures which batches are fastest here before the run, at the same
+    effective batch. `fast_cpu_step` replaces PyTorch's autograd on a CPU.
     """
 
     per_device_train_batch_size: int
@@ -98,6 +99,7 @@ class Training:
     train_sampling_strategy: str = "random"
     packing: bool = False
     eval_steps: int = 0
+    eval_rows: int = 0
     early_stopping_patience: int = 0
     report_to: str = "none"
     session_hours: float | None = None
@@ -303,6 +305,7 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
             training.train_sampling_strategy in SAMPLING
         ),
         "training.eval_steps must be 0 (before and after only) or more": training.eval_steps >= 0,
+        "training.eval_rows must be 0 (all held-out rows) or more": training.eval_rows >= 0,
         "training.early_stopping_patience must be 0 (off) or more": training.early_stopping_patience >= 0,
         "training.early_stopping_patience needs training.eval_steps": (
             not training.early_stopping_patience or training.eval_steps > 0

@@ -2,6 +2,7 @@
 
 from finelab.evaluate.adapter import update_norms
 from finelab.evaluate.answers import answer, answers_evidence, keep_answers, prompts
+from finelab.evaluate.base import base_losses
 from finelab.evaluate.compare import (
     Comparison,
     batch_losses,
@@ -30,6 +31,7 @@ __all__ = [
     "answer_bytes",
     "answers_evidence",
     "base_and_tuned",
+    "base_losses",
     "batch_losses",
     "bits_per_byte",
     "by_group",

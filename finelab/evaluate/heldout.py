@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from finelab.data import IGNORE
 
 TokenLosses = list[NDArray[np.float32]]
-BATCH_TOKENS = 2048  # padding included; the logits of so many are 0.5 GB with Llama 3.2's vocabulary
+# Padding included. The logits of 2,048 are 0.5 GB with Llama 3.2's vocabulary; a CPU is 1.2x faster with 512.
+BATCH_TOKENS, CPU_BATCH_TOKENS = 2048, 512
 SCORED_AT_ONCE = 256  # positions whose logits are held in float32
 
 
@@ -33,7 +34,7 @@ def row_totals(losses: TokenLosses) -> NDArray[np.float64]:
 
 
 def token_nll(
-    model: Any, rows: Mapping[str, Any], progress: str = "loss", batch_tokens: int = BATCH_TOKENS
+    model: Any, rows: Mapping[str, Any], progress: str = "loss", batch_tokens: int | None = None
 ) -> TokenLosses:
     """The nats of each labelled token, a row's in the order in which they stand in it.
 
@@ -45,6 +46,8 @@ def token_nll(
 
     input_ids, labels = rows["input_ids"], rows["labels"]
     losses: TokenLosses = [np.empty(0, np.float32)] * len(input_ids)
+    if batch_tokens is None:
+        batch_tokens = CPU_BATCH_TOKENS if model.device.type == "cpu" else BATCH_TOKENS
     batches = list(batches_by_length([len(row) for row in input_ids], batch_tokens))
     was_training = model.training
     model.eval()

@@ -20,7 +20,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 # The sweep sets these itself, the same way for every setting.
 RESERVED = {
     *("training.seed", "lora.random_state", "training.tune"),
-    *("training.max_steps", "training.eval_steps", "training.save_steps"),
+    *("training.max_steps", "training.eval_steps", "training.eval_rows", "training.save_steps"),
 }
 
 

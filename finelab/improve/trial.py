@@ -33,6 +33,7 @@ from finelab.train.checkpoint import MANIFEST
 LOSSES = "heldout_losses.json"  # notebook 03 leaves it
 FAILED, PRUNED = "failed.json", "pruned.json"
 WORSE = 1.02  # a trial's first steps, still warming up, move the loss by less
+WATCHED_ROWS = 24  # show what is clearly bad; all of them would take as long as a third of a short trial
 POLL_S = 1.0
 INTERRUPTED = (130, -signal.SIGINT)  # how `finelab run` ends after Ctrl-C
 
@@ -90,6 +91,7 @@ def run_trial(
             f"lora.random_state={trial.seed}",
             f"training.max_steps={steps}",
             f"training.eval_steps={half}",
+            f"training.eval_rows={WATCHED_ROWS}",
             f"training.save_steps={half}",
             "training.tune=false",
         ]

@@ -162,7 +162,7 @@ def trainer_of(
             model=model,
             processing_class=tokenizer,
             train_dataset=train.training_rows(train_rows, profile, tuned.packing, args.max_length),
-            eval_dataset=heldout_rows.select_columns(["input_ids", "labels"]),
+            eval_dataset=train.eval_rows(heldout_rows, run.recipe.training.eval_rows),
             args=args,
             data_collator=train.collator(tokenizer, profile),
             callbacks=[*session.callbacks(), train.watch(run)],

@@ -58,6 +58,14 @@ def training_rows(rows: Any, profile: Profile, packing: bool, max_length: int) -
     return packed(chosen, max_length) if packing and by_the_lab(profile) else chosen
 
 
+def eval_rows(rows: Any, count: int) -> Any:
+    """The `eval_dataset` of a trainer: `count` of the held-out rows, spread evenly; 0 for all of them."""
+    chosen = rows.select_columns(["input_ids", "labels"])
+    if not count or count >= len(rows):
+        return chosen
+    return chosen.select([i * len(rows) // count for i in range(count)])
+
+
 def packed(rows: Any, max_length: int) -> Any:
     """Rows of up to `max_length` tokens, each of whole documents, as TRL packs them.
 

@@ -39,7 +39,8 @@ REQUIRED = (
 SHARDED = {"optimizer.pt": "optimizer.bin"}  # its name when it was put together from shards
 SECTIONS = ("model", "data", "lora", "training")
 NO_EFFECT = {  # recipe fields that may change between two sittings: the weights stay the same
-    *("session_hours", "report_to", "tune", "max_first_loss", "eval_steps", "logging_steps", "save_steps"),
+    *("session_hours", "report_to", "tune", "max_first_loss", "eval_steps", "eval_rows"),
+    *("logging_steps", "save_steps"),
     *("max_dropped_share", "max_truncated_share", "min_trained_share", "max_leaked_share"),
 }
 DTYPES = ("device", "dtype", "load_in_4bit")

@@ -1,6 +1,7 @@
 """Flat and packed batches against each document alone, on a tiny Llama in float32."""
 
 import functools
+import itertools
 import random
 
 import pytest
@@ -14,6 +15,7 @@ from finelab.train.batches import (
     batching,
     collated,
     collator,
+    eval_rows,
     flattens,
     packed,
     row_squares,
@@ -292,3 +294,16 @@ def test_a_padded_batch_is_as_long_as_its_longest_row(tokenizer):
     rows = documents_of([4, 9, 6], seed=0)
     batch = collated(DataCollatorForSeq2Seq(tokenizer)(rows), 3)
     assert batch == batch_of([4, 9, 6], [16, 81, 36], flat=False) == (3, 27, 243)
+
+
+def test_looks_on_the_way_are_at_rows_from_the_whole_length_of_the_held_out_ones():
+    rows = dataset([{"input_ids": [n], "labels": [n]} for n in range(114)])
+    seen = [row[0] for row in eval_rows(rows, 24)["input_ids"]]
+    assert len(set(seen)) == 24 and seen[0] == 0 and seen[-1] >= 108
+    assert max(after - before for before, after in itertools.pairwise(seen)) == 5
+
+
+@pytest.mark.parametrize("count", [0, 114, 500])
+def test_all_of_them_when_none_or_more_are_asked_for(count):
+    rows = dataset([{"input_ids": [n], "labels": [n]} for n in range(114)])
+    assert len(eval_rows(rows, count)) == 114

@@ -1,0 +1,48 @@
+"""The base model's loss on held-out rows: measured once for all runs in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from finelab import machine
+from finelab.evaluate.heldout import TokenLosses, token_nll
+from finelab.files import write_text
+from finelab.run import Run
+
+FOLDER = ".base"  # beside the runs
+
+
+def base_losses(run: Run, model: Any, rows: Any) -> TokenLosses:
+    """`token_nll` of a PEFT model that is not yet trained.
+
+    As long as every B is zero the model is its base, and what an earlier run has measured for the same
+    weights, rows and versions is taken from there.
+    """
+    if not _is_base(model):  # PiSSA's and LoftQ's start, or a model that has been trained
+        return token_nll(model, rows, "base on held-out rows")
+    path = run.folder.parent / FOLDER / f"{_key(model, rows)}.json"
+    if path.exists():
+        print("base: measured before, on the same weights and rows")
+        return [np.array(row, np.float32) for row in json.loads(path.read_text(encoding="utf-8"))]
+    losses = token_nll(model, rows, "base on held-out rows")
+    write_text(path, json.dumps([row.tolist() for row in losses]))
+    return losses
+
+
+def _is_base(model: Any) -> bool:
+    return all(not weight.any() for name, weight in model.named_parameters() if ".lora_B." in name)
+
+
+def _key(model: Any, rows: Any) -> str:
+    """Of the frozen weights, by their sums, the rows, and what computes."""
+    import torch
+
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    sums = torch.stack([weight.sum(dtype=torch.float64).cpu() for weight in frozen]).tolist()
+    said = [sums, str(model.dtype), str(model.device), machine.versions()]
+    said += [list(rows["input_ids"]), list(rows["labels"])]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
