@@ -1,4 +1,4 @@
-"""Run a sweep on a Ray cluster, or on this machine: one Ray task a trial.
+"""Run a sweep with Ray Tune, on a cluster or on this machine.
 
     python deployment/ray_sweep.py runs/sweeps/mine                          # Ray on this machine's cores
     python deployment/ray_sweep.py runs/sweeps/mine --address auto --gpus 1  # on the cluster this node is in
@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from finelab.errors import LabError
-from finelab.improve import open_sweep, report, run_trial, table
+from finelab.improve import Outcome, open_sweep, outcome, report, run_trial, table
 
 RETRIES = 3  # of a trial whose node was lost; it goes on from its last checkpoint
 
 
 def sweep_on_ray(
     folder: Path, cpus: float = 1, gpus: float = 0, one: Callable[..., Any] = run_trial
-) -> list[Any]:
+) -> list[Outcome]:
     """Every trial's outcome, in the sweep's order; each trial is given so many CPUs and GPUs.
 
-    LabError when Ray has nowhere to run even one.
+    LabError when Ray has nowhere to run even one, or lost one more often than RETRIES times.
     """
     import ray
+    from ray import tune
 
     there = ray.cluster_resources()
     if there.get("CPU", 0) < cpus or there.get("GPU", 0) < gpus:
@@ -37,18 +38,41 @@ def sweep_on_ray(
             f"{there.get('GPU', 0):g}; give less with --cpus and --gpus, or start more nodes."
         )
     folder = folder.absolute()
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(one)
-    asked = [task.remote(trial, folder) for trial in open_sweep(folder).trials()]
-    left = asked
-    while left:
-        (ended,), left = ray.wait(left)
-        outcome = ray.get(ended)
-        said = f": {outcome.reason}" if outcome.reason else ""
-        print(
-            f"{len(asked) - len(left)} of {len(asked)}: {outcome.trial.name} {outcome.state}{said}",
-            flush=True,
-        )
-    return list(ray.get(asked))
+    trials = {trial.name: trial for trial in open_sweep(folder).trials()}
+
+    def train(config: dict[str, str]) -> None:
+        ended = one(trials[config["trial"]], folder)
+        tune.report({"state": ended.state, "reason": ended.reason})
+
+    tuner = tune.Tuner(
+        tune.with_resources(train, {"cpu": cpus, "gpu": gpus}),
+        param_space={"trial": tune.grid_search(list(trials))},
+        run_config=tune.RunConfig(
+            storage_path=str(folder / ".ray"),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            callbacks=[progress(len(trials))],
+            verbose=0,
+        ),
+    )
+    for error in tuner.fit().errors:
+        raise LabError(f"Ray gave up on a trial: {error}; run the same command again to go on.")
+    return [outcome(trial, folder) for trial in trials.values()]
+
+
+def progress(total: int) -> Any:
+    """Tune's callback that prints a line for each trial that ended."""
+    from ray import tune
+
+    class Progress(tune.Callback):  # type: ignore[misc]
+        done = 0
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.done += 1
+            state, reason = trial.last_result["state"], trial.last_result["reason"]
+            said = f": {reason}" if reason else ""
+            print(f"{self.done} of {total}: {trial.config['trial']} {state}{said}", flush=True)
+
+    return Progress()
 
 
 def main() -> int:

@@ -1,11 +1,20 @@
 import json
+import os
 from pathlib import Path
 
+import psutil
 import pytest
 
 from finelab import recipe
 from finelab.embedded.model import embedded_model
 from finelab.run import create_run
+
+WORKER_BYTES = 6 * 2**30  # the most that one test and its children have taken is 4 GB
+
+
+def pytest_xdist_auto_num_workers():
+    """A process per core, as far as the memory goes."""
+    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().total // WORKER_BYTES))
 
 
 @pytest.fixture

@@ -15,8 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from finelab.errors import LabError
-from finelab.files import sha256, staged, write_json
+from finelab.files import sha256, staged, write_json, writing
 from finelab.machine import require_free_space
 
 EMBEDDED = "embedded"
@@ -35,6 +37,16 @@ def embedded_model() -> Path:
     folder = cache_folder() / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
     if is_whole(folder):
         return folder
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    with lock:  # another run may be converting it at this moment
+        if not is_whole(folder):
+            _convert(folder)
+    return folder
+
+
+def _convert(folder: Path) -> None:
     print("Converting the embedded model to safetensors, once on this machine (about 30 s) ...")
     require_free_space(folder, 600_000_000, "the embedded model")
     convert = [sys.executable, "-m", "finelab.embedded.model", str(folder)]
@@ -44,7 +56,6 @@ def embedded_model() -> Path:
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise LabError(reason.removeprefix("finelab.errors.LabError: "))
-    return folder
 
 
 def cache_folder() -> Path:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finelab.data import IGNORE
 
+if TYPE_CHECKING:
+    import torch
+
 TokenLosses = list[NDArray[np.float32]]
-# Padding included. The logits of 2,048 are 0.5 GB with Llama 3.2's vocabulary; a CPU is 1.2x faster with 512.
-BATCH_TOKENS, CPU_BATCH_TOKENS = 2048, 512
+BATCH_TOKENS = 1024  # padding included; on a CPU 512 take 0.95 of the time, 2,048 take 1.04
 SCORED_AT_ONCE = 256  # positions whose logits are held in float32
 
 
@@ -34,7 +37,7 @@ def row_totals(losses: TokenLosses) -> NDArray[np.float64]:
 
 
 def token_nll(
-    model: Any, rows: Mapping[str, Any], progress: str = "loss", batch_tokens: int | None = None
+    model: Any, rows: Mapping[str, Any], progress: str = "loss", batch_tokens: int = BATCH_TOKENS
 ) -> TokenLosses:
     """The nats of each labelled token, a row's in the order in which they stand in it.
 
@@ -46,8 +49,6 @@ def token_nll(
 
     input_ids, labels = rows["input_ids"], rows["labels"]
     losses: TokenLosses = [np.empty(0, np.float32)] * len(input_ids)
-    if batch_tokens is None:
-        batch_tokens = CPU_BATCH_TOKENS if model.device.type == "cpu" else BATCH_TOKENS
     batches = list(batches_by_length([len(row) for row in input_ids], batch_tokens))
     was_training = model.training
     model.eval()
@@ -86,10 +87,25 @@ def _batch_nll(model: Any, input_ids: list[list[int]], labels: list[list[int]]) 
         return pad_sequence(tensors, batch_first=True, padding_value=filler).to(model.device)
 
     mask = padded([[1] * len(row) for row in input_ids], 0)
-    logits = model(input_ids=padded(input_ids, 0), attention_mask=mask).logits[:, :-1]
     targets = padded(labels, IGNORE)[:, 1:]
     scored = targets != IGNORE
-    parts = zip(logits[scored].split(SCORED_AT_ONCE), targets[scored].split(SCORED_AT_ONCE), strict=True)
+    with _head_sees(model, scored):
+        logits = model(input_ids=padded(input_ids, 0), attention_mask=mask).logits[0]
+    parts = zip(logits.split(SCORED_AT_ONCE), targets[scored].split(SCORED_AT_ONCE), strict=True)
     nats = [cross_entropy(logit.float(), target, reduction="none") for logit, target in parts]
     ends = np.cumsum(scored.sum(dim=1).cpu().numpy())[:-1]
     return np.split(torch.cat(nats).cpu().numpy().astype(np.float32), ends)
+
+
+@contextlib.contextmanager
+def _head_sees(model: Any, scored: torch.Tensor) -> Iterator[None]:
+    """Give the output head the scored positions only, as one row: it is a quarter of a small model's work."""
+
+    def pick(head: Any, hidden: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (hidden[0][:, :-1][scored][None],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
