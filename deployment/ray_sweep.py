@@ -10,6 +10,7 @@ of them see. Ray is an extra: `python -m pip install --no-deps -r environment/ex
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ def sweep_on_ray(
 
     LabError when Ray has nowhere to run even one, or lost one more often than RETRIES times.
     """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # each trial keeps its own evidence
     import ray
     from ray import tune
 
@@ -46,6 +48,7 @@ def sweep_on_ray(
 
     tuner = tune.Tuner(
         tune.with_resources(train, {"cpu": cpus, "gpu": gpus}),
+        tune_config=tune.TuneConfig(reuse_actors=True),
         param_space={"trial": tune.grid_search(list(trials))},
         run_config=tune.RunConfig(
             storage_path=str(folder / ".ray"),

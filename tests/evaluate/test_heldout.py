@@ -30,6 +30,25 @@ def test_a_batch_gives_what_each_row_gives_alone():
         np.testing.assert_allclose(row, alone(model, ids, labels), atol=1e-5)
 
 
+def test_the_head_computes_the_scored_positions_and_no_other():
+    model, seen = base_model(), []
+    model.lm_head.register_forward_hook(lambda head, args, logits: seen.append(logits.shape[:-1].numel()))
+    token_nll(model, ROWS)
+    assert sum(seen) == 6 + 5 + 2
+    assert model(input_ids=torch.tensor([[7, 8, 9]])).logits.shape == (1, 3, 128)  # and whole again
+
+
+def test_a_row_without_a_label_has_no_loss():
+    rows = {"input_ids": [[7, 8, 9], list(range(5, 40))], "labels": [[-100] * 3, [-100] * 35]}
+    assert [len(row) for row in token_nll(base_model(), rows, batch_tokens=20)] == [0, 0]
+
+
+def test_a_head_with_an_adapter_of_its_own_counts():
+    model = with_adapter(base_model(tie_word_embeddings=False), target_modules=["q_proj", "lm_head"])
+    for row, ids, labels in zip(token_nll(model, ROWS), ROWS["input_ids"], ROWS["labels"], strict=True):
+        np.testing.assert_allclose(row, alone(model, ids, labels), atol=1e-5)
+
+
 def test_row_totals_are_the_sums_of_the_tokens_losses():
     model = base_model()
     totals = response_nll(model, ROWS)
