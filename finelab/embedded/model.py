@@ -15,8 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from finelab.errors import LabError
 from finelab.files import sha256, staged, write_json, writing
 from finelab.machine import require_free_space
@@ -37,6 +35,8 @@ def embedded_model() -> Path:
     folder = cache_folder() / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
     if is_whole(folder):
         return folder
+    from filelock import FileLock
+
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f"{folder.name}.lock"))
