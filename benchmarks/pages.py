@@ -7,6 +7,7 @@ python benchmarks/pages.py smollm2-135m   the run's name or folder
 import argparse
 import html
 import shutil
+import time
 from pathlib import Path
 
 import nbformat
@@ -26,6 +27,7 @@ nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; padding-bottom: .6rem;
 pre { overflow-x: auto; font: 13px/1.45 ui-monospace, monospace; margin: 0; }
 .highlight { background: var(--code); border-radius: 6px; padding: .6rem .8rem; margin-top: .8rem; }
 .jp-OutputArea-output, .output { overflow-x: auto; padding: .4rem .8rem; border-left: 3px solid var(--line); }
+footer { border-top: 1px solid var(--line); margin-top: 2rem; padding: .6rem 0; }
 img { max-width: 100%; background: #fff; }
 table { border-collapse: collapse; }
 td, th { border: 1px solid var(--line); padding: .25rem .5rem; text-align: left; }
@@ -40,6 +42,7 @@ PAGE = """<!doctype html>
 <link rel="stylesheet" href="style.css">
 <nav>{links}</nav>
 {body}
+<footer>{footer}</footer>
 </html>
 """
 
@@ -53,13 +56,21 @@ def main() -> None:
     names = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
     executed = {name: run.notebooks / f"{name}.ipynb" for name in names}
     executed = {name: path for name, path in executed.items() if path.exists()}
+    device = run.evidence()["machine"]["device"]
+    day = time.strftime("%Y-%m-%d")
+    footer = f"Executed by python lab.py run on {device}, {day}. Another machine measures other times."
     shutil.rmtree(DOCS, ignore_errors=True)
     with staged(DOCS) as stage:
         colours = HtmlFormatter(style="friendly").get_style_defs(".highlight")
         (stage / "style.css").write_text(STYLE + colours, encoding="utf-8")
         for name, path in executed.items():
-            text = page(path, list(executed), stage).replace(str(run.folder.parent), "runs")
+            text = page(path, list(executed), footer, stage)
+            text = text.replace(str(run.folder.parent), "runs").replace(str(Path.home()), "~")
             (stage / f"{name}.html").write_text(text, encoding="utf-8")
+            # the card's own, which notebook 04 shows
+            for figure in (run.folder / "figures").glob("*.png"):
+                if f'src="{figure.name}"' in text:
+                    shutil.copyfile(figure, stage / figure.name)
         first = next(iter(executed))
         (stage / "index.html").write_text(
             f'<!doctype html><meta http-equiv="refresh" content="0; url={first}.html">\n', encoding="utf-8"
@@ -68,7 +79,7 @@ def main() -> None:
     print(f"{len(executed)} pages, {size / 1e6:.1f} MB")
 
 
-def page(path: Path, names: list[str], stage: Path) -> str:
+def page(path: Path, names: list[str], footer: str, stage: Path) -> str:
     """One notebook as a page; its pictures go beside it."""
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
     exporter.register_preprocessor(ExtractOutputPreprocessor(), enabled=True)
@@ -77,7 +88,8 @@ def page(path: Path, names: list[str], stage: Path) -> str:
     for name, data in found["outputs"].items():
         (stage / name).write_bytes(data)
     links = " ".join(f'<a href="{name}.html">{html.escape(name)}</a>' for name in names)
-    return PAGE.format(title=html.escape(f"finelab: {path.stem}"), links=links, body=body)
+    title, footer = html.escape(f"finelab: {path.stem}"), html.escape(footer)
+    return PAGE.format(title=title, links=links, body=body, footer=footer)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ SETTINGS = {
 DATA = {
     "all-rows": {},
     "quarter": {"data.limit": 115},
-    "cleaner": {"data.min_score": 4.7, "data.duplicates": "near"},
+    "cleaner": {"data.min_score": 4.5, "data.duplicates": "near"},
 }
 
 

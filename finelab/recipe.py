@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -15,6 +16,7 @@ from typing import Any
 from finelab.errors import LabError
 
 PRESETS = Path(__file__).parent / "recipes"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 DUPLICATES = ("keep", "exact", "near")
 TRUNCATION = ("drop", "cut_turn", "cut")
 SAMPLING = ("random", "group_by_length", "sequential")
@@ -183,17 +185,32 @@ def dumps(recipe: Recipe) -> str:
 
 
 def override(recipe: Recipe, assignments: list[str]) -> Recipe:
-    """Apply `section.key=value` texts, values written as in TOML (a bare word is a string)."""
+    """Apply `section.key=value` texts, values written as in TOML (a bare word is a string).
+
+    Another `model.model_name` is the new `publish.base_model` too, and takes the licence away, unless they
+    are set as well: what the recipe says of its own model does not hold for another.
+    """
+    changes = dict(_assignment(text) for text in assignments)
+    model_name = changes.get(("model", "model_name"), recipe.model.model_name)
+    if model_name != recipe.model.model_name:
+        changes = {("publish", "base_model"): model_name, ("publish", "license"): ""} | changes
     tables: dict[str, Any] = tomllib.loads(dumps(recipe))
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        section, dot, key = name.strip().partition(".")
-        if not equals or not dot:
-            raise LabError(f"--set {text}: expected section.key=value, for example data.limit=200.")
-        if section not in SECTIONS:
-            raise LabError(f"--set {text}: no section {section!r}{_nearest(section, SECTIONS)}.")
-        tables[section][key] = _parse_value(value.strip())
+    for (section, key), value in changes.items():
+        tables[section][key] = value
     return _from_tables(tables, "--set")
+
+
+def require_base(publish: Publish) -> None:
+    """LabError when a model card could not say which model it comes from, and under which licence."""
+    if not HUB_ID.fullmatch(publish.base_model):
+        raise LabError(
+            f"publish.base_model = {publish.base_model!r}: expected the base model's Hub id, owner/name."
+        )
+    if not publish.license:
+        raise LabError(
+            f"publish.license is not set, and the recipe's is of another model than {publish.base_model}; "
+            f"give that model's, as its card has it: --set publish.license=apache-2.0, for example."
+        )
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
@@ -205,6 +222,17 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
             if before[key] != after[key]:
                 found.append(f"{section}.{key}: {before[key]!r} -> {after[key]!r}")
     return found
+
+
+def _assignment(text: str) -> tuple[tuple[str, str], Any]:
+    """The section and the key of `section.key=value`, and the value."""
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not equals or not dot:
+        raise LabError(f"--set {text}: expected section.key=value, for example data.limit=200.")
+    if section not in SECTIONS:
+        raise LabError(f"--set {text}: no section {section!r}{_nearest(section, SECTIONS)}.")
+    return (section, key.strip()), _parse_value(value.strip())
 
 
 def _parse_value(text: str) -> Any:

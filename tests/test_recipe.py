@@ -32,6 +32,16 @@ def test_set_changes_only_what_it_names(preset):
     ]
 
 
+def test_another_model_does_not_keep_what_was_said_of_the_first(preset):
+    changed = recipe.override(preset, ["model.model_name=Qwen/Qwen3-0.6B"])
+    assert (changed.publish.base_model, changed.publish.license) == ("Qwen/Qwen3-0.6B", "")
+    said = ["publish.license=apache-2.0", "publish.base_model=Qwen/Qwen3-0.6B-Base"]
+    changed = recipe.override(preset, ["model.model_name=Qwen/Qwen3-0.6B", *said])
+    assert (changed.publish.base_model, changed.publish.license) == ("Qwen/Qwen3-0.6B-Base", "apache-2.0")
+    same = recipe.override(preset, [f"model.model_name={preset.model.model_name}"])
+    assert same.publish == preset.publish
+
+
 def test_set_reads_lists_and_whole_numbers_for_floats(preset):
     changed = recipe.override(preset, ['lora.target_modules=["q_proj"]', "training.learning_rate=1"])
     assert changed.lora.target_modules == ("q_proj",)

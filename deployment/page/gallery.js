@@ -31,17 +31,19 @@ const context = (prompt) =>
   before(prompt).map(({ role, content }) => h("small", {}, `${role}: ${content.slice(0, 120)}`));
 
 /**
- * @param {Prompt[] | null} heldOut
+ * @param {Prompt[] | null | undefined} heldOut null where the server has none, undefined where it has not said yet
  * @param {(prompt: Prompt) => void} choose
  */
 export function openGallery(heldOut, choose) {
   const kinds = Map.groupBy(heldOut ?? BUILT_IN, (prompt) => prompt.source);
   const about = heldOut
     ? "Held-out prompts of this run: the fine-tune never saw them."
-    : "This server has no held-out prompts, so these are the page's own.";
+    : heldOut === null
+      ? "This server has no held-out prompts, so these are the page's own."
+      : "The server has not answered yet, so these are the page's own.";
   const dialog = openDialog(
     "Prompts",
-    "",
+    "gallery",
     h("p", { class: "dim" }, about),
     ...[...kinds].flatMap(([source, prompts]) => [
       h("h3", {}, source),

@@ -29,9 +29,10 @@ export class App {
     this.main = byId("main");
     /** @type {import("./api.js").Model[]} */
     this.models = [];
-    /** @type {import("./gallery.js").Prompt[] | null} */
-    this.heldOut = null;
+    /** @type {import("./gallery.js").Prompt[] | null | undefined} */
+    this.heldOut = undefined;
     this.learned = false; // what the server can do is known
+    this.learning = Promise.resolve();
     this.canTokenize = false;
     /** @type {import("./listen.js").Ear} */
     this.ear = { kind: "none", note: "" };
@@ -61,6 +62,7 @@ export class App {
     this.models = [];
     this.problem = null;
     this.learned = false;
+    this.heldOut = undefined;
     try {
       this.models = await patiently(() => this.server.models(signal), {
         signal,
@@ -75,7 +77,7 @@ export class App {
     this.#showPickers();
     this.showWelcome();
     if (this.problem) return explain(this.problem, this.settings.server).title + ".";
-    await this.#learn(signal);
+    await (this.learning = this.#learn(signal));
     return `Connected: ${this.models.map(({ id }) => id).join(", ")}.`;
   }
 
@@ -90,6 +92,7 @@ export class App {
     Object.assign(this, { heldOut, canTokenize, learned: true });
     this.#useEar(ear);
     this.showWelcome();
+    if (byId("dialog").matches(".gallery[open]")) this.openGallery();
   }
 
   #chooseModels() {

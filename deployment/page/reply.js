@@ -182,8 +182,11 @@ export class Reply {
     this.buttons.append(copy);
     if (this.app.speaker)
       this.buttons.append(iconButton("speak", "Read aloud", () => this.app.speaker?.read(this.text)));
-    if (this.app.canTokenize)
-      this.buttons.append(iconButton("raw", "What the model saw", () => this.app.openRaw(model, seen)));
+    const raw = iconButton("raw", "What the model saw", () => this.app.openRaw(model, seen));
+    const show = () => (raw.hidden = !this.app.canTokenize);
+    show();
+    this.app.learning.then(show); // a quick first answer may come before the server has said
+    this.buttons.append(raw);
   }
 }
 

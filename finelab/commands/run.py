@@ -80,6 +80,8 @@ def main(args: argparse.Namespace) -> int:
     """Run what is left of a run, and end with the table of what came out."""
     first = stage_called(args.from_stage) if args.from_stage else None
     stages = chosen_stages(args.stages)
+    if "04_publish" in stages:  # said now, and not after hours of training
+        recipe.require_base(chosen_recipe(args).publish)
     run = prepare(args)
     if args.accept_changes:
         os.environ[ACCEPT_VARIABLE] = "1"

@@ -9,12 +9,11 @@ from typing import Any
 
 from finelab.errors import LabError
 from finelab.files import write_text
-from finelab.recipe import Recipe
+from finelab.recipe import HUB_ID, Recipe, require_base
 from finelab.run import Run
 
 LICENCES = Path(__file__).parent / "licences"  # agreements that a copy must go with
 FIGURES = ("03_loss", "03_heldout", "04_identity")
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 LLAMA_NOTICE = (
     "Llama 3.2 is licensed under the Llama 3.2 Community License, "
     "Copyright © Meta Platforms, Inc. All Rights Reserved.\n"
@@ -25,13 +24,10 @@ def write_card(run: Run, folder: Path, repo_id: str) -> str:
     """Write README.md, its figures and the licence's files into a folder to be pushed as `repo_id`.
 
     An adapter's folder gets an adapter's card. LabError when the evidence is incomplete, when the base
-    has no Hub id, or when a licence's terms are not met: a Llama's name must begin with Llama.
+    has no Hub id or no licence, or when a licence's terms are not met: a Llama's name must begin with Llama.
     """
     publish = run.recipe.publish
-    if not HUB_ID.fullmatch(publish.base_model):
-        raise LabError(
-            f"publish.base_model = {publish.base_model!r}: expected the base model's Hub id, owner/name."
-        )
+    require_base(publish)
     if publish.license.startswith("llama"):
         _add_licence(publish.license, repo_id.partition("/")[2], folder)
     for name in FIGURES:

@@ -19,6 +19,7 @@ def playwright():
     api = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
     if not CHROMIUM.exists():
         pytest.skip("the browser tests need Debian's package chromium")
+    api.expect.set_options(timeout=20_000)  # the page shares two cores with the other tests
     with api.sync_playwright() as started:
         yield started
 
@@ -63,7 +64,7 @@ def lab_server(embedded_folder, tokenizer, tmp_path_factory):
 def context(browser):
     made = browser.new_context(viewport={"width": 1100, "height": 800}, locale="en-GB")
     made.grant_permissions(["clipboard-read", "clipboard-write"])
-    made.set_default_timeout(10_000)
+    made.set_default_timeout(30_000)
     yield made
     made.close()
 

@@ -264,6 +264,23 @@ def test_without_held_out_prompts_the_page_has_some_and_says_so(page, server):
     expect(page.get_by_role("dialog").get_by_role("button", name=re.compile("LoRA"))).to_be_visible()
 
 
+def test_who_is_quicker_than_the_server_gets_what_it_has_when_it_answers(page, server):
+    held = []
+    page.route("**/v1/gallery", held.append)
+    with page.expect_request("**/v1/gallery"):
+        page.goto(server.url)
+    ask(page, "hello")
+    expect(page.get_by_role("button", name="Copy")).to_be_visible()
+    expect(page.get_by_role("button", name="What the model saw")).to_have_count(0)
+    page.get_by_role("button", name="Prompts").click()
+    dialog = page.get_by_role("dialog", name="Prompts")
+    expect(dialog).to_contain_text("The server has not answered yet, so these are the page's own.")
+    held.pop().continue_()
+    expect(dialog).to_contain_text("the fine-tune never saw them")
+    dialog.get_by_role("button", name="Close").click()
+    expect(page.get_by_role("button", name="What the model saw")).to_be_visible()
+
+
 def test_the_raw_view_shows_the_templated_prompt_and_its_tokens(chat, server):
     ask(chat, "hello world")
     chat.get_by_role("button", name="What the model saw").click()

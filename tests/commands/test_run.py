@@ -70,6 +70,8 @@ def test_a_run_is_not_changed_in_its_midst(options):
         (["--set", "lora.rank=8"], "--set: lora.rank: unknown key"),
         (["--set", "lora.r=much"], "--set: lora.r: expected int, got 'much'"),
         (["--run", "../elsewhere"], "--run ../elsewhere: a run has a name, not a path"),
+        (["--set", "model.model_name=a/b"], "publish.license is not set, and the recipe's is of another"),
+        (["--set", "model.model_name=./mine"], "publish.base_model = './mine': expected the base model's"),
         (["--from", "merge"], "--from merge: there is no such stage; there are: data, adapter, "),
     ],
 )

@@ -137,6 +137,7 @@ def test_a_llama_carries_its_licence(tmp_path):
         ([], "somebody/my-model", "begins with Llama"),
         (["publish.license=llama9"], "somebody/Llama-x", "the lab has no copy"),
         (["publish.base_model=../models/llama"], "somebody/Llama-x", "Hub id, owner/name"),
+        (["model.model_name=Qwen/Qwen3-0.6B"], "somebody/my-model", r"than Qwen/Qwen3-0\.6B"),
     ],
 )
 def test_terms_that_are_not_met_stop_the_card(tmp_path, changes, repo_id, said):
