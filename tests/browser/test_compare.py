@@ -266,7 +266,7 @@ def test_without_held_out_prompts_the_page_has_some_and_says_so(page, server):
 
 def test_who_is_quicker_than_the_server_gets_what_it_has_when_it_answers(page, server):
     held = []
-    page.route("**/v1/gallery", held.append)
+    page.route("**/v1/gallery", lambda route: held.append(route))
     with page.expect_request("**/v1/gallery"):
         page.goto(server.url)
     ask(page, "hello")
