@@ -49,7 +49,7 @@ def test_stop_ends_both(compare, server):
     ask(compare, "count")
     expect(compare.locator(".body")).to_have_text(["one", "four"])
     compare.keyboard.press("Escape")
-    assert all(say.left.wait(0.5) for say in held.values())
+    assert all(say.left.wait(10) for say in held.values())
     expect(compare.locator(".facts")).to_contain_text(["stopped by you", "stopped by you"])
 
 

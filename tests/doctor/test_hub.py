@@ -61,7 +61,7 @@ def test_a_hub_that_does_not_answer_is_waited_for_no_longer_than_said(server, mo
     server.fail("/api/whoami-v2", delay_s=60)
     began = time.monotonic()
     assert hub.asking(TOKEN)() == hub.NO_ANSWER
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_nobody_listens(monkeypatch):
