@@ -200,8 +200,14 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     return _from_tables(tables, "--set")
 
 
-def require_base(publish: Publish) -> None:
-    """LabError when a model card could not say which model it comes from, and under which licence."""
+def require_publishable(recipe: Recipe) -> None:
+    """LabError when the adapter could not be merged, or its card could not name the base and its licence."""
+    publish = recipe.publish
+    if recipe.lora.init_lora_weights == "loftq":
+        raise LabError(
+            "lora.init_lora_weights = 'loftq' trains beside a rounded base, so its adapter does not fit the "
+            "published one and cannot be merged; leave that out with --stages data,adapter,train."
+        )
     if not HUB_ID.fullmatch(publish.base_model):
         raise LabError(
             f"publish.base_model = {publish.base_model!r}: expected the base model's Hub id, owner/name."

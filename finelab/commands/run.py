@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
     first = stage_called(args.from_stage) if args.from_stage else None
     stages = chosen_stages(args.stages)
     if "04_publish" in stages:  # said now, and not after hours of training
-        recipe.require_base(chosen_recipe(args).publish)
+        recipe.require_publishable(chosen_recipe(args))
     run = prepare(args)
     if args.accept_changes:
         os.environ[ACCEPT_VARIABLE] = "1"

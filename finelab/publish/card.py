@@ -9,7 +9,7 @@ from typing import Any
 
 from finelab.errors import LabError
 from finelab.files import write_text
-from finelab.recipe import HUB_ID, Recipe, require_base
+from finelab.recipe import HUB_ID, Recipe, require_publishable
 from finelab.run import Run
 
 LICENCES = Path(__file__).parent / "licences"  # agreements that a copy must go with
@@ -27,7 +27,7 @@ def write_card(run: Run, folder: Path, repo_id: str) -> str:
     has no Hub id or no licence, or when a licence's terms are not met: a Llama's name must begin with Llama.
     """
     publish = run.recipe.publish
-    require_base(publish)
+    require_publishable(run.recipe)
     if publish.license.startswith("llama"):
         _add_licence(publish.license, repo_id.partition("/")[2], folder)
     for name in FIGURES:

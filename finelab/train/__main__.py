@@ -16,11 +16,10 @@ import os
 import sys
 from typing import Any
 
-from finelab import data, evaluate, show, train
+from finelab import adapter, data, evaluate, show, train
 from finelab.commands.run import named_run
 from finelab.errors import LabError
 from finelab.machine import Profile, has_cuda
-from finelab.recipe import Recipe
 from finelab.run import ACCEPT_VARIABLE, Run
 from finelab.train import cpu_llama, distributed
 from finelab.train.batches import no_progress_bars
@@ -78,8 +77,8 @@ def whole(run: Run, ranks: World) -> None:
 
     if not ranks.first:
         run = Follower(run.folder, run.recipe)
-    recipe, profile = run.recipe, run.profile()
-    model, tokenizer = load(recipe, profile)
+    profile = run.profile()
+    model, tokenizer = load(run, profile)
     print(f"processes: {distributed.describe()}\ngradients: {cpu_llama.install(model, profile)}")
     train_rows, heldout_rows = data.load_split(run, "train"), data.load_split(run, "heldout")
     tuned = setting(run, profile, model, tokenizer, train_rows)
@@ -101,13 +100,13 @@ def whole(run: Run, ranks: World) -> None:
         keep(run, trainer, tokenizer, heldout_rows, base_losses, tuned_losses)
 
 
-def load(recipe: Recipe, profile: Profile) -> tuple[Any, Any]:
+def load(run: Run, profile: Profile) -> tuple[Any, Any]:
     """The base model with a fresh adapter, and the tokenizer."""
     from unsloth import FastLanguageModel
 
-    from finelab.adapter import loftq_config
     from finelab.embedded.model import model_path
 
+    recipe = run.recipe
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=distributed.first(lambda: model_path(recipe.model.model_name)),
         max_seq_length=recipe.model.max_seq_length,
@@ -126,8 +125,9 @@ def load(recipe: Recipe, profile: Profile) -> tuple[Any, Any]:
         use_rslora=recipe.lora.use_rslora,
         use_dora=recipe.lora.use_dora,
         init_lora_weights=recipe.lora.init_lora_weights,
-        loftq_config=loftq_config(recipe),
+        loftq_config=adapter.loftq_config(recipe),
     )
+    distributed.first(lambda: adapter.keep_start(model, run))
     return model, tokenizer
 
 

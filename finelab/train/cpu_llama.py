@@ -3,13 +3,16 @@
 PyTorch's autograd computes what a fine-tune never uses: padding, the vocabulary's scores where there is no
 label, and every operation on its own pass through memory. Here nothing is computed that is not needed:
 
-- the documents of a batch lie one after another, without padding, each cut after its last label;
+- the documents of a batch lie one after another, without padding between them, each cut after its last label;
 - a frozen weight and its adapter are one matrix product: [x, xA'] [W, sB]', and back [dy, dy sB] [W; A];
 - queries, keys and values are one product, gate and up another;
 - attention goes by blocks of BLOCK queries, so that what lies in the future is skipped, not masked;
 - the head and its cross-entropy see labelled positions only, and give the gradient in the same pass.
 
 `install` puts it in the place of the model's forward in training; the trainer and its calls stay the same.
+A batch is filled up to a multiple of ROWS, here and under autograd: oneDNN builds its bfloat16 kernels anew
+for each number of rows, keeps 1,024 of them, and takes half a megabyte for each. Over an epoch of rows of
+many lengths that leaves 0.76 of the time and 0.69 of the memory.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from finelab.data import IGNORE
 from finelab.machine import Profile
 
 BLOCK = 128  # queries at once: 256 computes more of the future, 64 makes twice the small products
+ROWS = 32  # 16 leaves more kernels to build, 64 computes more rows for nothing
 CHUNK = 64  # labelled rows at once: their scores of 49,152 tokens are 12 MB in float32
 ROPE = ("default", "llama3", "linear")  # those whose frequencies do not depend on the batch
 
@@ -64,13 +69,16 @@ def _plain(module: Any) -> bool:
 def install(model: Any, profile: Profile) -> str:
     """Let a PEFT model's forward take the step whenever it is asked for a loss in training.
 
-    Where that cannot be, the model stays as it is; the sentence given back says which and why.
+    Where that cannot be, the model computes as before; the sentence given back says which and why. On a CPU
+    its flat batches are filled up all the same.
     """
+    base = model.get_base_model()
+    if profile.device == "cpu":
+        base.forward = types.MethodType(_filled(base.forward), base)
     if not profile.fast_cpu_step:
         return f"PyTorch's autograd: {profile.decisions['fast_cpu_step'].reason}"
     if reason := obstacle(model):
         return f"PyTorch's autograd, as the step by hand does not fit: {reason}"
-    base = model.get_base_model()
     llama, forward = Llama(base, profile.torch_dtype()), base.forward
 
     def by_hand(
@@ -97,6 +105,27 @@ def install(model: Any, profile: Profile) -> str:
     return f"forward and backward by hand, in {profile.dtype}"
 
 
+def _filled(forward: Any) -> Any:
+    """`forward`, with a flat batch filled up to a multiple of ROWS by documents of one token and no label."""
+
+    def filled(
+        self: Any,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        flat = attention_mask is None and position_ids is not None
+        if input_ids is not None and labels is not None and flat:
+            spare = (0, -input_ids.shape[1] % ROWS)
+            input_ids, position_ids = pad(input_ids, spare), pad(position_ids, spare)
+            labels = pad(labels, spare, value=IGNORE)
+        return forward(input_ids, attention_mask, position_ids, labels=labels, **kwargs)
+
+    return filled
+
+
 def installed(model: Any) -> bool:
     """Whether this PEFT model takes the step by hand."""
     return getattr(model.get_base_model().forward, "__name__", "") == "by_hand"
@@ -120,7 +149,7 @@ class _Step(torch.autograd.Function):  # type: ignore[misc]
 class Batch:
     """Documents one after another: token ids, their positions, the rows with a label and those labels.
 
-    `documents` are (first row, row after the last).
+    `documents` are (first row, row after the last). Up to ROWS - 1 rows after them belong to none.
     """
 
     ids: Tensor
@@ -151,7 +180,14 @@ class Batch:
         rows = torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
         targets = targets[rows]
         labelled = (targets != IGNORE).nonzero().flatten()
-        return cls(ids[rows], positions[rows], labelled, targets[labelled], documents)
+        spare = (0, -len(rows) % ROWS)
+        ids, positions = (pad(each[rows], spare) for each in (ids, positions))
+        return cls(ids, positions, labelled, targets[labelled], documents)
+
+    @property
+    def end(self) -> int:
+        """The row after the last document."""
+        return self.documents[-1][1]
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
         """(first row of the document, first row of the block, row after it), block by block."""
@@ -337,6 +373,7 @@ class Llama:
     def attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, batch: Batch) -> list[Tensor]:
         """Write each query's weighted values into `out`; gives the weights, block by block."""
         by_head = out.unflatten(1, (self.kv_heads, self.group, self.head_dim)).transpose(0, 1)
+        out[batch.end :] = 0
         probabilities = []
         for first, begin, end in batch.blocks():
             scores = q[:, begin * self.group : end * self.group] @ k[:, first:end].transpose(1, 2)
@@ -363,6 +400,7 @@ class Llama:
         dqk = torch.empty(len(outputs), queries + self.kv_heads, self.head_dim)
         dq = dqk[:, :queries].unflatten(1, (self.kv_heads, self.group)).transpose(0, 1)
         dk, dv = torch.zeros(2, *k.shape)
+        dqk[batch.end :] = 0
         for (first, begin, end), p in zip(batch.blocks(), probabilities, strict=True):
             block = slice(begin * self.group, end * self.group)
             dv[:, first:end] += p.transpose(1, 2) @ d[:, block]

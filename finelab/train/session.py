@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from finelab.adapter import save_on_published_base
 from finelab.errors import LabError
 from finelab.files import staged, writing
 from finelab.machine import peak_memory_bytes, require_free_space
@@ -210,7 +211,7 @@ class Session:
         if not distributed.world().first:
             return
         with staged(self.run.adapter) as stage:
-            trainer.model.save_pretrained(stage, state_dict=weights)
+            save_on_published_base(trainer.model, stage, self.run, state_dict=weights)
             trainer.processing_class.save_pretrained(stage)
         final = newest_whole(self.run.checkpoints)
         certificate = final.certificate if final else {}

@@ -72,6 +72,10 @@ def test_a_run_is_not_changed_in_its_midst(options):
         (["--run", "../elsewhere"], "--run ../elsewhere: a run has a name, not a path"),
         (["--set", "model.model_name=a/b"], "publish.license is not set, and the recipe's is of another"),
         (["--set", "model.model_name=./mine"], "publish.base_model = './mine': expected the base model's"),
+        (
+            ["--set", "lora.init_lora_weights=loftq"],
+            "lora.init_lora_weights = 'loftq' trains beside a rounded",
+        ),
         (["--from", "merge"], "--from merge: there is no such stage; there are: data, adapter, "),
     ],
 )
