@@ -42,8 +42,6 @@ from finelab.train.memory import (
 from finelab.train.probe import Probe, probe, timed_save
 
 DRIFT = 0.10  # the least half-width of a probe's band: one batch again and again for 100 s varied by +-10 %
-FRESH = 24  # micro-batches: having met many lengths, a CPU process slows down (its heap in pieces, we guess)
-CPU_SLOWING = 1.2  # by so much: 1.18 to 1.22 measured; with one length, or the step by hand, by nothing
 CPU_ADAM_S = 3.5e-9  # clipping and AdamW take so long for each trained parameter
 LEDGER_BAND = 0.15  # of a time from earlier runs, whose rows may have been of other lengths
 SAVE_TOTAL_LIMIT = 2  # as notebook 03 saves
@@ -197,7 +195,7 @@ def assumed_counts(rows: int, max_seq_length: int) -> tuple[list[int], list[int]
 class Rate:
     """The seconds of a micro-batch, and half the width of the band around their sum, as a share.
 
-    From the 25th on, a micro-batch takes `slowing` times as long. `beside_s` is what the run takes besides.
+    `beside_s` is what the run takes besides.
     """
 
     overhead_s: float
@@ -205,15 +203,13 @@ class Rate:
     per_square_s: float
     band_share: float
     basis: str
-    slowing: float = 1.0
     beside_s: float = 0.0
 
     def seconds(self, batches: Sequence[Batch]) -> float:
         """The seconds that a run of these micro-batches takes."""
         _, positions, squares = np.array(batches, dtype=float).T
         per_batch = self.overhead_s + self.per_token_s * positions + self.per_square_s * squares
-        together = per_batch[:FRESH].sum() + self.slowing * per_batch[FRESH:].sum()
-        return float(together) + self.beside_s
+        return float(per_batch.sum()) + self.beside_s
 
 
 def fit_rate(timings: Sequence[tuple[Batch, float]]) -> Rate:
@@ -429,16 +425,13 @@ def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
 
 
 def _whole_rate(rate: Rate, run: Run, profile: Profile, trainer: Any, steps: int) -> Rate:
-    """The probe's rate with what no probe of micro-batches sees: optimizer steps, saves, a CPU that slows."""
-    from finelab.train.cpu_llama import installed
-
+    """The probe's rate with what no probe of micro-batches sees: optimizer steps and saves."""
     trained = sum(each.numel() for each in trainer.model.parameters() if each.requires_grad)
     saves = math.ceil(steps / trainer.args.save_steps) if trainer.args.save_strategy == "steps" else 0
     beside_s = saves * timed_save(run.checkpoints, 12 * trained)  # the adapter and Adam's moments in float32
-    if profile.device != "cpu":
-        return dataclasses.replace(rate, beside_s=beside_s)
-    slowing = 1.0 if installed(trainer.model) else CPU_SLOWING
-    return dataclasses.replace(rate, slowing=slowing, beside_s=beside_s + steps * trained * CPU_ADAM_S)
+    if profile.device == "cpu":
+        beside_s += steps * trained * CPU_ADAM_S
+    return dataclasses.replace(rate, beside_s=beside_s)
 
 
 def _as_trained(recipe: Recipe, profile: Profile, args: Any) -> tuple[Recipe, Profile]:

@@ -170,6 +170,21 @@ def test_the_recipe_turns_it_off(preset):
     assert cpu_llama.install(model_of(), profile) == "PyTorch's autograd: as the recipe says"
 
 
+def test_filling_a_batch_changes_nothing_under_autograd(profile):
+    model = model_of(use_dora=True)
+    documents, labels = documents_of([20, 9, 14], 0.6)
+    loss, gradients = loss_and_gradients(model, flat(documents, labels), 25)
+    cpu_llama.install(model, profile)
+    computed = []
+    norm = model.get_base_model().model.norm
+    norm.register_forward_hook(lambda module, inputs, output: computed.append(output.shape[1]))
+    found, filled = loss_and_gradients(model, flat(documents, labels), 25)
+    assert computed == [64]
+    torch.testing.assert_close(found, loss)
+    for one, other in zip(filled, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_a_trainer_ends_with_the_same_weights(profile, tmp_path):
     from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 

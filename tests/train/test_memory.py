@@ -19,6 +19,7 @@ from finelab.train.memory import (
     nearest_fit,
     setting_of,
     shape_from_config,
+    shape_memory,
     shape_of,
 )
 from tests.tiny import MODULES, base_model, with_adapter
@@ -186,6 +187,15 @@ def test_the_setting_is_what_the_machine_decides(capability, device, bits, optim
     assert (found.weight_bits, found.optimizer_bytes) == (bits, optimizer_bytes)
     assert (found.use_gradient_checkpointing, found.device) == (checkpointing, device)
     assert (found.r, found.batch_size, found.length) == (16, 2, 700)
+
+
+def test_more_batch_shapes_take_memory_where_kernels_are_built_for_each():
+    shape = SHAPES["SmolLM2-135M"]
+    taken = [shape_memory(shape, change(device="cpu", weight_bits=16), new, 700) for new in (-1, 0, 1, 10)]
+    assert taken == [0, 0, taken[2], 10 * taken[2]]
+    assert 10e6 < taken[2] < 40e6
+    assert shape_memory(shape, change(device="cpu", weight_bits=32), 10, 700) == 0
+    assert shape_memory(shape, change(weight_bits=16), 10, 700) == 0
 
 
 BIG = change(batch_size=8, weight_bits=16)
