@@ -22,6 +22,7 @@ from finelab.run import Run
 
 KEYS = ("steps", "padded_tokens", "trained_tokens", "seconds", "tokens_per_s", "peak_memory_bytes")
 KEPT = 200
+SHORTEST_S = 30  # start-up is most of a shorter run: of some seconds they took 1.5 to 3 times as planned
 USED = 5  # the newest runs whose median corrects the next plan
 
 
@@ -93,8 +94,8 @@ def correction(key: str) -> Correction:
 def settle(run: Run, profile: Profile, trainer: Any) -> str:
     """Hold the plan of a finished run against what it took: the table of predicted, actual and error.
 
-    Recorded in the evidence; an error is actual / predicted - 1. When this process did the training, the run
-    also enters the ledger. LabError when the run was not planned.
+    Recorded in the evidence; an error is actual / predicted - 1. When this process did the training, and for
+    SHORTEST_S at least, the run also enters the ledger. LabError when the run was not planned.
     """
     plan = run.evidence().get("plan", {})
     if not plan:
@@ -105,7 +106,7 @@ def settle(run: Run, profile: Profile, trainer: Any) -> str:
         error = {name: round(actual[name] / predicted[name] - 1, 4) for name in KEYS}
         run.record("plan", {"actual": actual, "error": error})
         plan |= {"actual": actual, "error": error}
-    if trained_here:
+    if trained_here and plan["actual"]["seconds"] >= SHORTEST_S:
         _remember(machine_key(run.recipe, profile), plan)
     return table(plan)
 

@@ -13,15 +13,15 @@ PLANNED = {
     "steps": 8,
     "padded_tokens": 1000,
     "trained_tokens": 400,
-    "seconds": 10.0,
-    "tokens_per_s": 80.0,
+    "seconds": 100.0,
+    "tokens_per_s": 8.0,
     "peak_memory_bytes": 2_000_000_000,
 }
 TOOK = {
     "steps": 8,
     "tokens_trained": 400,
-    "seconds": 12.0,
-    "tokens_per_s": 60.0,
+    "seconds": 120.0,
+    "tokens_per_s": 6.0,
     "peak_memory_bytes": 2_200_000_000,
 }
 
@@ -93,7 +93,7 @@ def test_a_finished_run_is_held_against_its_plan(planned, profile):
         "tokens_per_s": -0.25,
         "peak_memory_bytes": 0.1,
     }
-    assert "seconds                       10.0            12.0   +20.0%" in said
+    assert "seconds                      100.0           120.0   +20.0%" in said
     assert len(said.splitlines()) == 1 + len(KEYS)
     assert max(map(len, said.splitlines())) <= 80
 
@@ -105,16 +105,21 @@ def test_the_next_plan_on_this_machine_is_corrected(planned, profile, preset):
     found = correction(key)
     assert (found.runs, found.seconds) == (1, pytest.approx(1.2))
     assert found.peak_memory_bytes == pytest.approx(1.1)
-    assert found.seconds_per_token == pytest.approx(0.012)
+    assert found.seconds_per_token == pytest.approx(0.12)
     assert found.lines() == [
         "corrected by x1.20 (time) and x1.10 (memory) from 1 earlier run on this machine"
     ]
     assert correction("another machine") == ledger.NONE
 
 
+def test_a_run_of_seconds_corrects_nothing(planned, profile, preset):
+    settle(planned(took=TOOK | {"seconds": 29.9}), profile, Trainer())
+    assert correction(machine_key(preset, profile)) == ledger.NONE
+
+
 def test_a_corrected_plan_that_was_right_keeps_the_correction(planned, profile, preset):
     settle(planned(), profile, Trainer())
-    settle(planned(took=TOOK | {"seconds": 10.0}, factor=1.2), profile, Trainer())
+    settle(planned(took=TOOK | {"seconds": 100.0}, factor=1.2), profile, Trainer())
     assert correction(machine_key(preset, profile)).seconds == pytest.approx(1.2)
 
 
