@@ -170,6 +170,21 @@ def test_the_recipe_turns_it_off(preset):
     assert cpu_llama.install(model_of(), profile) == "PyTorch's autograd: as the recipe says"
 
 
+@pytest.mark.parametrize("slab", [256, 4096, 20_000])
+def test_a_step_that_needs_more_memory_than_the_last_one_takes_more(profile, monkeypatch, slab):
+    monkeypatch.setattr(cpu_llama, "SLAB", slab)
+    for lengths in ([5, 3], [60, 40], [9]):
+        assert_same(model_of(), profile, *documents_of(lengths, 0.6))
+    model = model_of()
+    cpu_llama.install(model, profile)
+    small, large = (flat(*documents_of(lengths, 0.6)) for lengths in ([5, 3], [60, 40]))
+    loss, gradients = loss_and_gradients(model, small, 4)
+    loss_and_gradients(model, large, 50)
+    again, same = loss_and_gradients(model, small, 4)
+    assert torch.equal(again, loss)
+    assert all(torch.equal(one, other) for one, other in zip(same, gradients, strict=True))
+
+
 def test_filling_a_batch_changes_nothing_under_autograd(profile):
     model = model_of(use_dora=True)
     documents, labels = documents_of([20, 9, 14], 0.6)
