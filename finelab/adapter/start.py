@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finelab.errors import LabError
-from finelab.files import staged, write_text
+from finelab.files import staged, write_json
 from finelab.recipe import Recipe
 from finelab.run import Run
 
@@ -109,7 +109,7 @@ def save_on_published_base(model: Any, folder: Path, run: Run, state_dict: Any =
     config["init_lora_weights"] = True
     config["r"] *= 2
     config["lora_alpha"] *= 2**0.5 if config["use_rslora"] else 2  # s stays what it was
-    write_text(folder / CONFIG, json.dumps(config, indent=2))
+    write_json(folder / CONFIG, config)
 
 
 def _beside(name: str, trained: torch.Tensor, start: torch.Tensor) -> torch.Tensor:

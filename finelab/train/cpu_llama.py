@@ -128,11 +128,6 @@ def _filled(forward: Any) -> Any:
     return filled
 
 
-def installed(model: Any) -> bool:
-    """Whether this PEFT model takes the step by hand."""
-    return getattr(model.get_base_model().forward, "__name__", "") == "by_hand"
-
-
 class _Step(torch.autograd.Function):  # type: ignore[misc]
     """The sum of the batch's losses; its gradients are there when the forward returns."""
 
@@ -320,10 +315,10 @@ class Llama:
         self.embedding = base.model.embed_tokens.weight.detach()
         self.rotary = base.model.rotary_emb
         self.layers = [Layer(layer, dtype) for layer in base.model.layers]
+        self.slabs = Slabs()
         self.norm = base.model.norm.weight.detach().to(dtype)
         self.head = base.lm_head.weight.detach().to(dtype)
         future = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu(1).repeat_interleave(self.group, 0)
-        self.slabs = Slabs()
         self.mask = torch.zeros(future.shape, dtype=dtype).masked_fill_(future, float("-inf"))
 
     @property
