@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -18,6 +19,7 @@ from finelab.errors import LabError
 from finelab.recipe import Recipe
 
 OVERRIDE = "FINELAB_MACHINE"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 PACKAGES = (
     "torch",
     "unsloth",
@@ -157,6 +159,17 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a training step frees for the next step, where it is glibc.
+
+    It would give large blocks back to the system and have them again page by page.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
+            mallopt(parameter, 2**30)
 
 
 def versions() -> dict[str, str]:

@@ -29,12 +29,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from finelab.data import IGNORE
-from finelab.machine import Profile
+from finelab.machine import Profile, keep_freed_memory
 
 BLOCK = 128  # queries at once: 256 computes more of the future, 64 makes twice the small products
 ROWS = 32  # 16 leaves more kernels to build, 64 computes more rows for nothing
 SLAB = 1 << 26  # bytes: a tensor of 2,048 rows takes at most a fifth of one
-CHUNK = 64  # labelled rows at once: their scores of 49,152 tokens are 12 MB in float32
+CHUNK = 512  # labelled rows in one product with the head: 64 take 1.9 times as long
+PIECE = 16  # of them at once in float32: 3 MB of 49,152 scores stay in the processor's cache
 ROPE = ("default", "llama3", "linear")  # those whose frequencies do not depend on the batch
 
 
@@ -76,6 +77,7 @@ def install(model: Any, profile: Profile) -> str:
     """
     base = model.get_base_model()
     if profile.device == "cpu":
+        keep_freed_memory()
         base.forward = types.MethodType(_filled(base.forward), base)
     if not profile.fast_cpu_step:
         return f"PyTorch's autograd: {profile.decisions['fast_cpu_step'].reason}"
@@ -230,9 +232,10 @@ class Projection:
 
     With inputs K, outputs N and ranks r, all layers' together, `matrix` is [[W, s B], [A, 0]] of shape
     (N + r, K + r). Inputs come as rows of width K + r (`room`), outputs' gradients of width N + r.
+    The weight of the norm before them is a factor of each of W's and A's columns.
     """
 
-    def __init__(self, linears: list[Any], dtype: torch.dtype) -> None:
+    def __init__(self, linears: list[Any], dtype: torch.dtype, norm: Any = None) -> None:
         bases = [getattr(linear, "base_layer", linear) for linear in linears]
         self.inputs = bases[0].in_features
         self.outputs = sum(base.out_features for base in bases)
@@ -247,7 +250,9 @@ class Projection:
                 rank += len(A)
             row += base.out_features
         self.matrix = torch.zeros(self.outputs + rank, self.inputs + rank, dtype=dtype)
-        self.matrix[: self.outputs, : self.inputs] = torch.cat([base.weight.detach() for base in bases])
+        self.norm = torch.ones(self.inputs) if norm is None else norm.weight.detach().float()
+        weights = [base.weight.detach() * self.norm for base in bases]
+        self.matrix[: self.outputs, : self.inputs] = torch.cat(weights)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -257,7 +262,7 @@ class Projection:
     def refresh(self) -> None:
         """Take over the adapters' weights, which the optimizer has changed."""
         for rows, ranks, A, B, scale in self.adapters:
-            self.matrix[self.outputs :, : self.inputs][ranks] = A.detach()
+            torch.mul(A.detach(), self.norm, out=self.matrix[self.outputs :, : self.inputs][ranks])
             torch.mul(B.detach(), scale, out=self.matrix[rows, self.inputs :][:, ranks])
 
     def room(self, rows: int, slabs: Slabs) -> tuple[Tensor, Tensor]:
@@ -282,7 +287,7 @@ class Projection:
         K, N = self.inputs, self.outputs
         for rows, ranks, *_ in self.adapters:
             torch.mm(dy[:, rows], self.matrix[rows, K:][:, ranks], out=dy[:, N:][:, ranks])
-        dA = (dy[:, N:].T @ x[:, :K]).float()
+        dA = (dy[:, N:].T @ x[:, :K]) * self.norm
         gradients = []
         for rows, ranks, _, _, scale in self.adapters:
             gradients += [dA[ranks], (dy[:, rows].T @ x[:, K:][:, ranks]).float() * scale]
@@ -290,17 +295,16 @@ class Projection:
 
 
 class Layer:
-    """A decoder layer's four projections and two norms."""
+    """A decoder layer's four projections, with the norms in two of them."""
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.qkv = Projection(qkv, dtype, layer.input_layernorm)
         self.o = Projection([attention.o_proj], dtype)
-        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype)
+        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype, layer.post_attention_layernorm)
         self.down = Projection([mlp.down_proj], dtype)
         self.projections = [self.qkv, self.o, self.gate_up, self.down]
-        self.norm = layer.input_layernorm.weight.detach().to(dtype)
-        self.mlp_norm = layer.post_attention_layernorm.weight.detach().to(dtype)
 
 
 class Llama:
@@ -344,36 +348,36 @@ class Llama:
         return loss, [each for layer in reversed(gradients) for each in layer]
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine of each row; attention's 1 / sqrt(head_dim) is shared by query and key."""
+        """Cosine and sine of each row's angles; attention's 1 / sqrt(head_dim) is shared by query and key."""
         cos, sin = self.rotary(torch.empty(0), positions[None])
-        sin = torch.cat([-sin[..., : self.head_dim // 2], sin[..., self.head_dim // 2 :]], -1)
-        scale = self.head_dim**-0.25
-        return cos[0, :, None] * scale, sin[0, :, None] * scale
+        half, scale = self.head_dim // 2, self.head_dim**-0.25
+        return cos[0, :, None, :half] * scale, sin[0, :, None, :half] * scale
 
     def layer(self, layer: Layer, x: Tensor, angles: tuple[Tensor, Tensor], batch: Batch) -> tuple[Any, ...]:
         """Add a layer's two branches to `x`; gives what its backward needs."""
         rows, slabs = len(x), self.slabs
         x1, inputs = layer.qkv.room(rows, slabs)
-        norm1 = rms_norm(x, layer.norm, self.eps, inputs, slabs)
+        scale1 = rms_norm(x, self.eps, out=inputs)
         q, k, v = self.split(layer.qkv.forward(x1), angles)
         x2, inputs = layer.o.room(rows, slabs)
         probabilities = self.attention(q, k, v, inputs, batch)
         x += layer.o.forward(x2)
         x3, inputs = layer.gate_up.room(rows, slabs)
-        norm2 = rms_norm(x, layer.mlp_norm, self.eps, inputs, slabs)
+        scale3 = rms_norm(x, self.eps, out=inputs)
         gate_up = slabs.empty(rows, layer.gate_up.outputs, dtype=self.dtype)
         gate, up = layer.gate_up.forward(x3, out=gate_up).chunk(2, 1)
         silu = torch.ops.aten.silu.out(gate, out=slabs.empty(*gate.shape, dtype=self.dtype))
         x4, inputs = layer.down.room(rows, slabs)
         torch.mul(silu, up, out=inputs)
         x += layer.down.forward(x4)
-        return x1, norm1, q, k, v, probabilities, x2, x3, norm2, gate, up, silu, x4
+        k, values = slabs.copy(k), slabs.copy(v.transpose(1, 2))
+        return x1, scale1, q, k, values, probabilities, x2, x3, scale3, gate, up, silu, x4
 
     def layer_backward(
         self, layer: Layer, dx: Tensor, saved: tuple[Any, ...], angles: tuple[Tensor, Tensor], batch: Batch
     ) -> list[Tensor]:
         """Turn `dx` from the gradient of a layer's output into that of its input; gives its adapters'."""
-        x1, norm1, q, k, v, probabilities, x2, x3, norm2, gate, up, silu, x4 = saved
+        x1, scale1, q, k, values, probabilities, x2, x3, scale3, gate, up, silu, x4 = saved
         rows, hidden = dx.shape
         dy, outputs = layer.down.room_back(rows)
         outputs.copy_(dx)
@@ -381,35 +385,35 @@ class Llama:
         dy, outputs = layer.gate_up.room_back(rows)
         dgate, dup = outputs.chunk(2, 1)
         torch.mul(d, silu, out=dup)
-        dgate.copy_(torch.ops.aten.silu_backward(d.mul_(up), gate))
+        torch.ops.aten.silu_backward.grad_input(d.mul_(up), gate, grad_input=dgate)
         d, gate_up = layer.gate_up.backward(x3, dy)
-        rms_norm_backward(dx, d, x3[:, :hidden], layer.mlp_norm, norm2)
+        rms_norm_backward(dx, d, x3[:, :hidden], scale3)
         dy, outputs = layer.o.room_back(rows)
         outputs.copy_(dx)
         d, o = layer.o.backward(x2, dy)
         dy, outputs = layer.qkv.room_back(rows)
-        self.attention_backward(q, k, v, probabilities, d, angles, outputs, batch)
+        self.attention_backward(q, k, values, probabilities, d, angles, outputs, batch)
         d, qkv = layer.qkv.backward(x1, dy)
-        rms_norm_backward(dx, d, x1[:, :hidden], layer.norm, norm1)
+        rms_norm_backward(dx, d, x1[:, :hidden], scale1)
         return qkv + o + gate_up + down
 
     def split(self, qkv: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Turned queries, (kv_heads, rows x group, head_dim), and keys and values, (kv_heads, rows, ...)."""
+        """Turned queries, (kv_heads, rows x group, head_dim), and keys and values, (kv_heads, rows, head_dim)."""
         heads = qkv.view(len(qkv), -1, self.head_dim)
         queries = self.kv_heads * self.group
         turned = rotate(heads[:, : queries + self.kv_heads], *angles).to(self.dtype)
         q = turned[:, :queries].unflatten(1, (self.kv_heads, self.group)).transpose(0, 1)
         k, v = turned[:, queries:].transpose(0, 1), heads[:, queries + self.kv_heads :].transpose(0, 1)
-        q, k, v = (self.slabs.copy(each) for each in (q, k, v))
-        return q.flatten(1, 2), k, v
+        return self.slabs.copy(q).flatten(1, 2), k, v
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, batch: Batch) -> list[Tensor]:
         """Write each query's weighted values into `out`; gives the weights, block by block."""
+        keys, v = k.transpose(1, 2).contiguous(), v.contiguous()
         by_head = out.unflatten(1, (self.kv_heads, self.group, self.head_dim)).transpose(0, 1)
         out[batch.end :] = 0
         probabilities = []
         for first, begin, end in batch.blocks():
-            scores = q[:, begin * self.group : end * self.group] @ k[:, first:end].transpose(1, 2)
+            scores = q[:, begin * self.group : end * self.group] @ keys[:, :, first:end]
             scores[:, :, begin - first :] += self.mask[: (end - begin) * self.group, : end - begin]
             p = self.slabs.empty(*scores.shape, dtype=self.dtype)
             torch.softmax(scores, -1, out=p)
@@ -421,14 +425,17 @@ class Llama:
         self,
         q: Tensor,
         k: Tensor,
-        v: Tensor,
+        values: Tensor,
         probabilities: list[Tensor],
         d: Tensor,
         angles: tuple[Tensor, Tensor],
         outputs: Tensor,
         batch: Batch,
     ) -> None:
-        """Write the gradient of queries, keys and values, turned back, into `outputs`."""
+        """Write the gradient of queries, keys and values, turned back, into `outputs`.
+
+        `values` are (kv_heads, head_dim, rows): a product takes no slice of rows that it has to transpose.
+        """
         queries = self.kv_heads * self.group
         d = d.unflatten(1, (self.kv_heads, self.group, self.head_dim)).transpose(0, 1).flatten(1, 2)
         dqk = torch.empty(len(outputs), queries + self.kv_heads, self.head_dim)
@@ -438,7 +445,7 @@ class Llama:
         for (first, begin, end), p in zip(batch.blocks(), probabilities, strict=True):
             block = slice(begin * self.group, end * self.group)
             dv[:, first:end] += p.transpose(1, 2) @ d[:, block]
-            dp = d[:, block] @ v[:, first:end].transpose(1, 2)
+            dp = d[:, block] @ values[:, :, first:end]
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             dq[:, begin:end] = (ds @ k[:, first:end]).unflatten(1, (-1, self.group))
             dk[:, first:end] += ds.transpose(1, 2) @ q[:, block]
@@ -450,37 +457,48 @@ class Llama:
     def loss(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of cross-entropies at the labelled rows, and its gradient by `x`."""
         rows = x[batch.labelled]
-        hidden, gradient = torch.empty(2, *rows.shape, dtype=self.dtype)
-        norm = rms_norm(rows, self.norm, self.eps, hidden, self.slabs)
+        unit = torch.zeros(len(rows) + -len(rows) % ROWS, rows.shape[1], dtype=self.dtype)
+        scale = rms_norm(rows, self.eps, out=unit[: len(rows)])
+        hidden, gradient = unit * self.norm, torch.empty_like(unit)
         loss = torch.zeros((), dtype=torch.float64)
         for begin in range(0, len(rows), CHUNK):
             chunk = slice(begin, begin + CHUNK)
-            scores, targets = hidden[chunk] @ self.head.T, batch.targets[chunk, None]
-            p = torch.log_softmax(scores, -1, dtype=torch.float32)
-            loss -= p.gather(1, targets).sum(dtype=torch.float64)
-            p.exp_().scatter_add_(1, targets, -torch.ones(targets.shape))
-            torch.mm(scores.copy_(p), self.head, out=gradient[chunk])
+            scores = hidden[chunk] @ self.head.T
+            for piece, targets in zip(scores.split(PIECE), batch.targets[chunk].split(PIECE), strict=False):
+                loss += cross_entropy(piece[: len(targets)], targets)
+            torch.mm(scores, self.head, out=gradient[chunk])
         drows = torch.zeros_like(rows)
-        rms_norm_backward(drows, gradient, hidden, self.norm, norm)
+        rms_norm_backward(drows, gradient.mul_(self.norm)[: len(rows)], unit[: len(rows)], scale)
         return loss.float(), torch.zeros_like(x).index_copy_(0, batch.labelled, drows)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, slabs: Slabs) -> tuple[Tensor, Tensor]:
-    """Write x / rms(x) * weight into `out`; gives x / rms(x) and 1 / rms(x)."""
+def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
+    """The sum of the rows' losses; turns `scores` into its gradient by them. In float32."""
+    p = torch.log_softmax(scores, -1, dtype=torch.float32)
+    loss = p.gather(1, targets[:, None]).sum(dtype=torch.float64)
+    p.exp_().scatter_add_(1, targets[:, None], p.new_full((len(targets), 1), -1))
+    scores.copy_(p)
+    return -loss
+
+
+def rms_norm(x: Tensor, eps: float, out: Tensor) -> Tensor:
+    """Write x / rms(x) into `out`; gives 1 / rms(x)."""
     scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    unit = torch.mul(x, scale, out=slabs.empty(*x.shape, dtype=weight.dtype))
-    torch.mul(unit, weight, out=out)
-    return unit, scale
+    torch.mul(x, scale, out=out)
+    return scale
 
 
-def rms_norm_backward(dx: Tensor, dy: Tensor, y: Tensor, weight: Tensor, norm: tuple[Tensor, Tensor]) -> None:
-    """Add the gradient by the norm's input to `dx`: (dy weight - unit mean(dy y)) / rms(x)."""
-    unit, scale = norm
-    shared = torch.sum(dy * y, -1, keepdim=True, dtype=torch.float32) / y.shape[1]
-    dx.addcmul_(torch.addcmul((dy * weight).float(), unit.float(), shared, value=-1), scale)
+def rms_norm_backward(dx: Tensor, d: Tensor, unit: Tensor, scale: Tensor) -> None:
+    """Add the gradient by the norm's input to `dx`: (d - unit mean(d unit)) / rms(x)."""
+    shared = torch.sum(d * unit, -1, keepdim=True, dtype=torch.float32) / unit.shape[1]
+    dx.addcmul_(d.float().addcmul_(unit, shared, value=-1), scale)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + half) of every head by its position's angle; `sin` is signed. In float32."""
-    swapped = heads.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-    return torch.addcmul(heads * cos, swapped.float(), sin)
+    """Turn each pair (i, i + half) of every head by its position's angle, in float32."""
+    a, b = heads.float().chunk(2, -1)
+    turned = torch.empty(heads.shape)
+    first, second = turned.chunk(2, -1)
+    torch.mul(a, cos, out=first).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=second).addcmul_(a, sin)
+    return turned
