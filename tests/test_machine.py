@@ -1,4 +1,7 @@
 import dataclasses
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -71,3 +74,22 @@ def test_this_machine_is_read_and_kept_in_the_evidence(run):
 def test_too_little_disk_is_one_sentence(tmp_path):
     with pytest.raises(LabError, match="not enough disk for a test"):
         machine.require_free_space(tmp_path / "not" / "there", 10**18, "a test")
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver()[0], reason="it is glibc that is told to keep memory")
+def test_freed_memory_is_used_again_without_a_page_fault():
+    program = """
+import resource, torch
+from finelab import machine
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.empty(8, 2**20, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults())
+machine.keep_freed_memory()
+print(faults())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, ended.stdout.split())
+    assert kept < given_back / 4

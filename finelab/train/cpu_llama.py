@@ -12,7 +12,7 @@ label, and every operation on its own pass through memory. Here nothing is compu
 `install` puts it in the place of the model's forward in training; the trainer and its calls stay the same.
 A batch is filled up to a multiple of ROWS, here and under autograd: oneDNN builds its bfloat16 kernels anew
 for each number of rows, keeps 1,024 of them, and takes half a megabyte for each. Over an epoch of rows of
-many lengths that leaves 0.76 of the time and 0.69 of the memory.
+many lengths that leaves 0.94 of the time and 0.89 of the memory.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def install(model: Any, profile: Profile) -> str:
     """
     base = model.get_base_model()
     if profile.device == "cpu":
-        keep_freed_memory()
         base.forward = types.MethodType(_filled(base.forward), base)
     if not profile.fast_cpu_step:
         return f"PyTorch's autograd: {profile.decisions['fast_cpu_step'].reason}"
     if reason := obstacle(model):
         return f"PyTorch's autograd, as the step by hand does not fit: {reason}"
+    keep_freed_memory()
     llama, forward = Llama(base, profile.torch_dtype()), base.forward
 
     def by_hand(
@@ -398,7 +398,7 @@ class Llama:
         return qkv + o + gate_up + down
 
     def split(self, qkv: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Turned queries, (kv_heads, rows x group, head_dim), and keys and values, (kv_heads, rows, head_dim)."""
+        """Turned queries, (kv_heads, rows x group, head_dim), and keys and values, (kv_heads, rows, ...)."""
         heads = qkv.view(len(qkv), -1, self.head_dim)
         queries = self.kv_heads * self.group
         turned = rotate(heads[:, : queries + self.kv_heads], *angles).to(self.dtype)
