@@ -2,10 +2,11 @@
 
 python benchmarks/main_job.py   writes benchmarks/results/main_job.json and its two pictures; with another
 machine the numbers are another's. No peer is compared, so `ratios` is empty. --keep FOLDER leaves the run
-there, for benchmarks/screenshots.py.
+there, for benchmarks/screenshots.py and benchmarks/pages.py.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -24,9 +25,10 @@ PICTURES = ("01_mask", "03_heldout")
 def main() -> None:
     """Run the job in a folder of its own and keep what it recorded."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", metavar="FOLDER", help="a new folder for the run, which is else deleted")
+    said = "a new folder for the run, which is else deleted"
+    parser.add_argument("--keep", metavar="FOLDER", type=os.path.abspath, help=said)
     keep = parser.parse_args().keep
-    with tempfile.TemporaryDirectory() as runs:
+    with contextlib.nullcontext(keep) if keep else tempfile.TemporaryDirectory() as runs:
         started = time.monotonic()
         command = [sys.executable, str(ROOT / "lab.py"), "run", "--recipe", "smollm2-135m"]
         subprocess.run(command, env={**os.environ, "FINELAB_RUNS": runs, "HF_TOKEN": ""}, check=True)
@@ -35,8 +37,6 @@ def main() -> None:
         evidence = json.loads((run / "evidence.json").read_text(encoding="utf-8"))
         for name in PICTURES:
             shutil.copy(run / "figures" / f"{name}.png", RESULTS / f"main_job-{name}.png")
-        if keep:
-            shutil.copytree(runs, keep)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # Linux counts KiB
     result = {
         "benchmark": "main_job",
