@@ -28,6 +28,8 @@ def main() -> None:
     said = "a new folder for the run, which is else deleted"
     parser.add_argument("--keep", metavar="FOLDER", type=os.path.abspath, help=said)
     keep = parser.parse_args().keep
+    if keep:
+        Path(keep).mkdir(parents=True)  # a run that is there already would only be told as done
     with contextlib.nullcontext(keep) if keep else tempfile.TemporaryDirectory() as runs:
         started = time.monotonic()
         command = [sys.executable, str(ROOT / "lab.py"), "run", "--recipe", "smollm2-135m"]
