@@ -151,6 +151,8 @@ def tune(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> T
     def measure(setting: Setting) -> Measured | None:
         return trial(setting, run, profile, model, tokenizer, picked)
 
+    if profile.device == "cuda":
+        measure(reference)  # compiles the kernels, so that no trial and not the time limit contains it
     can_leave_autocast = profile.device == "cpu" and profile.bf16 and not profile.fast_cpu_step
     tuned = Search(measure, reference, data, capacity).run(can_leave_autocast)
     run.record("tuning", dataclasses.asdict(tuned))
@@ -513,6 +515,7 @@ def _give_back() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # what a trial took is no part of the run's own peak
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def test_logits_are_those_that_predict_the_answers():
 
 
 def test_a_right_merge_passes(base, tuned, merged):
-    links = chain(base, tuned, merged, "16bit")
+    links = chain(base, tuned, merged)
     assert [link.passed for link in links] == [True, True]
     assert links[1].mean_kl < 1e-6
     assert links[1].greedy_match_share == 1
@@ -62,7 +62,7 @@ def test_a_right_merge_passes(base, tuned, merged):
 
 
 def test_the_base_instead_of_the_merge_fails(base, tuned):
-    links = chain(base, tuned, base, "16bit")
+    links = chain(base, tuned, base)
     assert not links[0].passed
     assert not links[1].passed
     with pytest.raises(LabError, match="Nothing was pushed"):
@@ -70,7 +70,7 @@ def test_the_base_instead_of_the_merge_fails(base, tuned):
 
 
 def test_an_adapter_that_changes_nothing_fails_at_the_first_link(base):
-    links = chain(base, base, base, "16bit")
+    links = chain(base, base, base)
     assert [link.passed for link in links] == [False, True]
     with pytest.raises(LabError, match="the adapter was hardly trained"):
         require_identity(PROVEN, links)
@@ -81,18 +81,18 @@ def test_a_half_merge_fails(base, tuned):
     for name, parameter in model.named_parameters():
         if "layers.1" in name and "lora_B" in name:
             torch.nn.init.zeros_(parameter)
-    links = chain(base, tuned, said(model.merge_and_unload()), "16bit")
+    links = chain(base, tuned, said(model.merge_and_unload()))
     assert not links[1].passed
 
 
 def test_unproven_weights_stop_the_push_even_if_behaviour_agrees(base, tuned, merged):
     weights = Weights(adapted=13, moved=13, untouched=6, faults=("x is missing",))
     with pytest.raises(LabError, match=r"x is missing.*Likely causes"):
-        require_identity(weights, chain(base, tuned, merged, "16bit"))
+        require_identity(weights, chain(base, tuned, merged))
 
 
 def test_the_evidence_has_the_promised_keys(base, tuned, merged):
-    kept = chain(base, tuned, merged, "16bit")[1].evidence()
+    kept = chain(base, tuned, merged)[1].evidence()
     assert list(kept) == [
         "from",
         "to",
