@@ -175,8 +175,9 @@ def flops_per_token(shape: ModelShape, setting: Setting) -> int:
 def memory(shape: ModelShape, setting: Setting) -> dict[str, int]:
     """Bytes by part while training: on the card, or in the process where there is none.
 
-    An estimate from above on CUDA: 2.6 GiB reserved for [seed]'s setting, where 1.9 (2024) and 2.5 GiB
-    (a newer Unsloth on a T4) were measured.
+    An estimate from above on small CUDA cards: 2.6 GiB reserved for [seed]'s setting, where 1.9 (2024) and
+    2.5 GiB (a newer Unsloth on a T4) were measured. Where much is free, Unsloth takes more logits at once: an
+    H200 reserved 9.3 GB for 4 x 2,048, which is estimated at 3.2 GB; there the probe is what counts.
     """
     adapter = shape.adapter(setting.r, setting.target_modules)
     cuda = setting.device == "cuda"
