@@ -8,14 +8,13 @@ not depend on the weights; the loss means nothing. Keep other programs away from
 import argparse
 import json
 import random
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from plan import train
 
-from finelab import recipe
+from finelab import data, recipe
 from finelab.embedded.model import embedded_model
 from finelab.recipe import Recipe
 from finelab.run import create_run
@@ -24,9 +23,7 @@ from finelab.train.memory import SHAPES, ModelShape, known_name
 from finelab.train.plan import assumed_counts
 from finelab.train.tuner import read
 
-CONVERSATIONS = Path(__file__).parents[1] / "finelab" / "embedded" / "conversations.jsonl"
 RESULT = Path(__file__).parent / "results" / "card.json"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def main() -> None:
@@ -48,17 +45,20 @@ def main() -> None:
 
 def prepared(folder: Path, name: str, steps: int) -> Recipe:
     """The recipe with a model and rows that lie in `folder`."""
+    from transformers import AutoTokenizer
+
     preset = recipe.load_preset(name)
     per_step = preset.training.per_device_train_batch_size * preset.training.gradient_accumulation_steps
     shape = SHAPES[known_name(preset.model.model_name)]
     lengths, _ = assumed_counts(round(1.2 * steps * per_step) + 20, preset.model.max_seq_length)
-    write_model(folder / "model", shape)
-    write_rows(folder / "rows.jsonl", lengths)
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model())
+    write_model(folder / "model", shape, tokenizer)
+    write_rows(folder / "rows.jsonl", lengths, tokenizer)
     return recipe.override(
         preset,
         [
-            f"model.model_name={folder / 'model'}",
-            f'data.sources=["{folder / "rows.jsonl"}"]',
+            f"model.model_name={(folder / 'model').as_posix()}",
+            f'data.sources=["{(folder / "rows.jsonl").as_posix()}"]',
             "data.heldout_sources=[]",
             f"training.max_steps={steps}",
             "training.max_first_loss=20.0",
@@ -66,26 +66,21 @@ def prepared(folder: Path, name: str, steps: int) -> Recipe:
     )
 
 
-def write_model(folder: Path, shape: ModelShape) -> None:
+def write_model(folder: Path, shape: ModelShape, tokenizer: Any) -> None:
     """A Llama of this shape with random weights, and the embedded model's tokenizer, whose ids all fit."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = LlamaConfig(**vars(shape), **ids, max_position_embeddings=131_072, rms_norm_eps=1e-5)
-    torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        LlamaForCausalLM(config).save_pretrained(folder)
-    for each in TOKENIZER:
-        shutil.copy(embedded_model() / each, folder)
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
-def write_rows(path: Path, lengths: list[int]) -> None:
+def write_rows(path: Path, lengths: list[int], tokenizer: Any) -> None:
     """For each length a conversation of about so many tokens, put together from embedded ones."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(embedded_model())
-    turns = [json.loads(line)["conversations"] for line in CONVERSATIONS.open(encoding="utf-8")]
+    turns = [row.value["conversations"] for row in data.open_source("embedded").rows()]
     tokens = [sum(len(tokenizer(turn["value"])["input_ids"]) + 5 for turn in each) for each in turns]
     draw = random.Random(0)
     with path.open("w", encoding="utf-8") as file:

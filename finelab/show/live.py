@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+SHARE = 0.02  # of the time may go into drawing: a curve takes 0.2 s
+LONGEST_S = 30.0  # without a new picture; the first one takes 2 s, as matplotlib is imported
+
 
 def in_notebook() -> bool:
     """Whether this process is a notebook's kernel."""
@@ -18,10 +21,6 @@ def in_notebook() -> bool:
     from IPython import get_ipython
 
     return hasattr(get_ipython(), "kernel")
-
-
-SHARE = 0.02  # of the time may go into drawing: a curve takes 0.2 s
-LONGEST_S = 30.0  # without a new picture; the first one takes 2 s, as matplotlib is imported
 
 
 class Live:
