@@ -49,6 +49,7 @@ def test_notebook_01_runs_and_its_widget_shows_another_row(context, jupyterlab, 
     page = context.new_page()
     page.goto(jupyterlab)
     page.get_by_role("heading", name="1. Data").wait_for(timeout=60_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)  # cells run before that are not run
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     page.locator(".jp-OutputArea-output", has_text="report.json").wait_for(timeout=ENDS_MS)
