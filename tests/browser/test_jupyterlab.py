@@ -49,7 +49,8 @@ def test_notebook_01_runs_and_its_widget_shows_another_row(context, jupyterlab, 
     page = context.new_page()
     page.goto(jupyterlab)
     page.get_by_role("heading", name="1. Data").wait_for(timeout=60_000)
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)  # cells run before that are not run
+    # JupyterLab forgets cells that are run before the kernel is there
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     page.locator(".jp-OutputArea-output", has_text="report.json").wait_for(timeout=ENDS_MS)
