@@ -197,16 +197,12 @@ def train_litgpt(path: Path, steps: int) -> tuple[list[float], list[float]]:
             "lora_r": chosen.lora.r,
             "lora_alpha": chosen.lora.lora_alpha,
             "lora_dropout": 0,
+            "lora_key": "true",  # query and value are adapted by default
+            "lora_projection": "true",
+            "lora_mlp": "true",
         }
-        options |= dict.fromkeys(
-            ("lora_key", "lora_projection", "lora_mlp"), "true"
-        )  # query, value are default
-        sys.argv = [
-            "litgpt",
-            "finetune_lora",
-            str(folder),
-            *(f"--{key}={each}" for key, each in options.items()),
-        ]
+        sys.argv = ["litgpt", "finetune_lora", str(folder)]
+        sys.argv += [f"--{key}={each}" for key, each in options.items()]
         litgpt()
         (log,) = Path(work).rglob("metrics.csv")
         with log.open(encoding="utf-8") as file:
@@ -344,8 +340,8 @@ def report(runs: dict[str, dict]) -> None:
         "runs": runs,
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "versions": machine.versions()
-        | {name: " ".join(packages) for name, packages in PEERS.items() if packages},
+        "versions": machine.versions(),
+        "packages_of_peers": {name: packages for name, packages in PEERS.items() if packages},
     }
     result = {"benchmark": "train", "ratios": ratio, "limit_share": shares["ours"], "details": details}
     name = "train.json" if dtype() == "bfloat16" else "train_float32.json"

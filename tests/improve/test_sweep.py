@@ -47,8 +47,7 @@ def test_a_failed_seed_is_said_and_takes_its_settings_verdict(tmp_path):
 @pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_goes_on_and_says_what_failed(tmp_path):
     settings = {"default": {}, "no-rows": {"data.min_score": 99.0}}
-    common = {"data.limit": 40, "training.gradient_accumulation_steps": 1}
-    create_sweep(tmp_path, Sweep("smollm2-135m", 250, (1, 2), settings, common))
+    create_sweep(tmp_path, Sweep("smollm2-135m", 250, (1, 2), settings, {"data.limit": 40}))
     code = "import sys; from pathlib import Path; from finelab.improve import run_sweep; "
     code += "run_sweep(Path(sys.argv[1]))"
     first = subprocess.Popen(
