@@ -21,7 +21,10 @@ KNOWN = parameters.read()
 SHIPPED = parameters.PARAMETERS.read_text(encoding="utf-8")
 BY_KEY = [pytest.param(each, id=each.key) for each in KNOWN.values()]
 MAIN_JOB = json.loads((ROOT / "benchmarks/results/main_job.json").read_text(encoding="utf-8"))["details"]
-TRAIN = json.loads((ROOT / "benchmarks/results/train.json").read_text(encoding="utf-8"))
+TRAIN, FLOAT32 = (
+    json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))
+    for name in ("train.json", "train_float32.json")
+)
 
 
 def fields():
@@ -147,6 +150,7 @@ LOSSES = TRAIN["details"]["largest_loss_difference_from_float32_over_the_first_8
         ("per_device_train_batch_size", f"{SPEED:.2f} times the trained tokens/s"),
         ("tune", f"{SPEED:.2f} times the trained tokens/s"),
         ("fast_cpu_step", f"{TRAIN['ratios']['trl']:.1f} times the trained tokens/s of TRL and PEFT"),
+        ("fast_cpu_step", f"{FLOAT32['ratios']['trl']:.1f} and {FLOAT32['ratios']['unsloth']:.1f} times"),
         ("fast_cpu_step", f"{TRAIN['ratios']['unsloth']:.1f} times Unsloth's CPU backend"),
         ("fast_cpu_step", f"within {LOSSES['ours']} nats"),
         ("dtype", f"Unsloth's within {LOSSES['unsloth']}, TRL's within {LOSSES['trl']}"),
