@@ -42,6 +42,7 @@ OUTPUTS = {
     "05_chat": (),
     "06_evaluate": ("answers.json",),
 }
+WORDS = ", ".join(stage.partition("_")[2] for stage in OUTPUTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="from_stage",
         metavar="STAGE",
-        help="do this stage and the later ones again: data, adapter, train, publish or chat",
+        help=f"do this stage and the later ones again: {WORDS}",
     )
     parser.add_argument(
         "--stages",
@@ -180,8 +181,7 @@ def stage_called(text: str, option: str = "--from") -> str:
         number, _, word = stage.partition("_")
         if name in (stage, number, word):
             return stage
-    words = ", ".join(stage.partition("_")[2] for stage in OUTPUTS)
-    raise LabError(f"{option} {text}: there is no such stage; there are: {words}.")
+    raise LabError(f"{option} {text}: there is no such stage; there are: {WORDS}.")
 
 
 def chosen_stages(text: str | None) -> list[str]:
