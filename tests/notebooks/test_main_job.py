@@ -210,7 +210,7 @@ def test_killed_in_training_it_goes_on_and_ends_the_same(lab, whole):
     assert sha256(lab.runs / "killed" / "adapter" / "adapter_model.safetensors") == sha256(
         folder / "adapter" / "adapter_model.safetensors"
     )
-    assert evidence["evaluation"] == uninterrupted["evaluation"]
+    assert evidence["evaluation"].items() <= uninterrupted["evaluation"].items()  # notebook 06 adds to it
     certificates = [each["training"]["certificate"] for each in (evidence, uninterrupted)]
     assert compare(*certificates) == []
     assert certificates[0]["restored_exactly"]
