@@ -20,11 +20,15 @@ ROOT = Path(__file__).parents[2]
 KNOWN = parameters.read()
 SHIPPED = parameters.PARAMETERS.read_text(encoding="utf-8")
 BY_KEY = [pytest.param(each, id=each.key) for each in KNOWN.values()]
-MAIN_JOB = json.loads((ROOT / "benchmarks/results/main_job.json").read_text(encoding="utf-8"))["details"]
-TRAIN, FLOAT32 = (
-    json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))
-    for name in ("train.json", "train_float32.json")
-)
+
+
+def result(name):
+    """What a benchmark's committed run found."""
+    return json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))
+
+
+MAIN_JOB = result("main_job.json")["details"]
+TRAIN, FLOAT32 = result("train.json"), result("train_float32.json")
 
 
 def fields():
