@@ -29,6 +29,7 @@ TORCH_INDEX = {
     "windows": "https://download.pytorch.org/whl/cu128",
 }
 STAMP = "finelab-lock.json"
+STAMP_NEW = STAMP + ".new"
 LOG = "install.log"
 GUARD = "install.lock"
 NO_NETWORK = re.compile(
@@ -114,7 +115,7 @@ def read_stamp(venv: Path) -> Dict[str, Any]:
 
 
 def wanted_stamp(root: Path, lock: str) -> Dict[str, str]:
-    """What `venv` must have for this lock, this Python and this place."""
+    """What `venv` must have for this lock and this place; its Python may be another than lab.py's."""
     path = root / "environment" / (lock + ".txt")
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in path.parent.glob("*.txt")))
@@ -122,7 +123,6 @@ def wanted_stamp(root: Path, lock: str) -> Dict[str, str]:
     return {
         "lock": lock,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "python": "%d.%d" % sys.version_info[:2],
         "root": str(root),
     }
 
@@ -137,8 +137,8 @@ def _has_base_python(venv: Path) -> bool:
         settings = (venv / "pyvenv.cfg").read_text(encoding="utf-8")
     except OSError:
         return False
-    home = re.search(r"^home\s*=\s*(.+?)\s*$", settings, re.MULTILINE)
-    return home is not None and Path(home.group(1)).is_dir() and python_of(venv).exists()
+    base = re.search(r"^executable\s*=\s*(.+?)\s*$", settings, re.MULTILINE)
+    return base is not None and Path(base.group(1)).is_file() and python_of(venv).exists()
 
 
 # Installing
@@ -162,7 +162,7 @@ def install(root: Path, venv: Path, lock: str) -> None:
 
 
 def _write_stamp(venv: Path, stamp: Dict[str, str]) -> None:
-    partial = venv / (STAMP + ".new")
+    partial = venv / STAMP_NEW
     partial.write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
     partial.replace(venv / STAMP)
 
@@ -177,9 +177,14 @@ def _starts(python: Path) -> bool:
 
 
 def _create(venv: Path) -> None:
-    for entry in venv.iterdir():
-        if entry.name == GUARD:
-            continue
+    found = [entry for entry in venv.iterdir() if entry.name not in (GUARD, LOG, STAMP, STAMP_NEW)]
+    if found and not any((venv / mark).exists() for mark in (STAMP, "pyvenv.cfg")):
+        raise SetupError(
+            "%s holds %s and is no environment: nothing was touched; FINELAB_VENV must be a new or an empty folder"
+            % (venv, ", ".join(sorted(entry.name for entry in found)[:3]))
+        )
+    _write_stamp(venv, {"lock": ""})  # of no lock: should this be killed, the next call begins anew
+    for entry in found:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
@@ -390,8 +395,8 @@ def start(python: Path, arguments: List[str]) -> int:
 def main(arguments: List[str]) -> int:
     """Set up what is missing and hand over to the command; returns the exit code."""
     try:
-        check_python(sys.version_info)
         if not arguments or {"-h", "--help"} & set(arguments):
+            check_python(sys.version_info)
             os.environ["PYTHONPATH"] = str(ROOT)  # help needs no packages, so nothing is installed
             return start(Path(sys.executable), arguments or ["--help"])
         if arguments[0] not in COMMANDS:
@@ -400,6 +405,7 @@ def main(arguments: List[str]) -> int:
         venv = Path(os.environ.get("FINELAB_VENV") or ROOT / ".venv").resolve()
         lock = lock_for(venv)
         if not is_ready(ROOT, venv, lock):
+            check_python(sys.version_info)
             install(ROOT, venv, lock)
         return start(python_of(venv), arguments)
     except SetupError as error:

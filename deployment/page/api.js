@@ -1,6 +1,6 @@
 // The server's HTTP API: OpenAI's, with /tokenize and /v1/gallery where the server has them.
 
-/** @typedef {"offline" | "key" | "busy" | "waking" | "context" | "missing" | "lost" | "refused"} Kind */
+/** @typedef {"offline" | "silent" | "key" | "busy" | "waking" | "context" | "missing" | "lost" | "refused"} Kind */
 
 /** What went wrong, as a kind that the page has words for. */
 export class ApiError extends Error {
@@ -76,12 +76,12 @@ export class Server {
     return response !== null && response.status !== 404 && response.status !== 405;
   }
 
-  /** @param {Blob} sound @returns {Promise<string>} */
-  async transcribe(sound) {
+  /** @param {Blob} sound @param {AbortSignal} signal @returns {Promise<string>} */
+  async transcribe(sound, signal) {
     const form = new FormData();
     form.append("file", sound, "speech.webm");
     form.append("model", "whisper-1");
-    return (await this.#json("/v1/audio/transcriptions", { form })).text;
+    return (await this.#json("/v1/audio/transcriptions", { form, signal })).text;
   }
 
   /**
@@ -142,8 +142,18 @@ export class Server {
       });
     } catch (error) {
       if (signal?.aborted) throw error;
-      throw new ApiError("offline");
+      throw new ApiError((await this.#isThere()) ? "silent" : "offline");
     }
+  }
+
+  /** Whether something answers, though not to this page: a proxy before a sleeping server allows no origin. */
+  async #isThere() {
+    if (new URL(this.url).origin === location.origin) return false;
+    const options = /** @type {const} */ ({ mode: "no-cors", credentials: "omit", cache: "no-store" });
+    return fetch(`${this.url}/health`, options).then(
+      () => true,
+      () => false,
+    );
   }
 }
 

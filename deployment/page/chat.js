@@ -86,8 +86,11 @@ export class Chat extends View {
     this.elements.forEach((turn, place) => turn.classList.toggle("unsent", place < this.skipped));
     reply.state.replaceChildren();
     this.app.working(true);
-    await this.#answer(reply);
-    this.app.working(false);
+    try {
+      await this.#answer(reply);
+    } finally {
+      this.app.working(false);
+    }
   }
 
   /** @param {Reply} reply @param {number} place */

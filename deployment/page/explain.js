@@ -13,6 +13,12 @@ export function explain(error, server) {
   switch (error.kind) {
     case "offline":
       return { title: "No server answers", text: offline(server), actions: ["retry", "settings"] };
+    case "silent":
+      return {
+        title: "The server says nothing to this page",
+        text: `Something answers at ${server}, but a browser may not show it here. Either it does not start (look at its log), or it has to allow ${location.origin} (--allow-origin, on Modal FINELAB_ALLOWED_ORIGINS).`,
+        actions: ["retry", "settings"],
+      };
     case "key":
       return {
         title: "The server wants a key",

@@ -37,15 +37,20 @@ const WORDS = /** @type {Record<string, string>} */ ({
 });
 
 /**
- * Listen once. The result's `stop` ends it; what was heard so far still comes.
+ * @typedef {{stop: () => void, cancel: () => void}} Listening `stop`: what was heard so far still comes
+ * @typedef {{onText: (text: string) => void, onWait: () => void, onEnd: (problem: string) => void}} To
+ */
+
+/**
+ * Listen once.
  * @param {Ear} ear
  * @param {import("./api.js").Server} server
- * @param {{onText: (text: string) => void, onEnd: (problem: string) => void}} to
- * @returns {{stop: () => void}}
+ * @param {To} to
+ * @returns {Listening}
  */
 export const listen = (ear, server, to) => (ear.kind === "server" ? record(server, to) : recognise(ear, to));
 
-/** @param {Ear} ear @param {{onText: (text: string) => void, onEnd: (problem: string) => void}} to */
+/** @param {Ear} ear @param {To} to @returns {Listening} */
 function recognise(ear, { onText, onEnd }) {
   const heard = new (recognition())();
   heard.lang = navigator.language;
@@ -58,27 +63,27 @@ function recognise(ear, { onText, onEnd }) {
     onEnd(problem);
   };
   heard.onresult = (/** @type {any} */ event) =>
-    onText([...event.results].map((result) => result[0].transcript).join(""));
+    over || onText([...event.results].map((result) => result[0].transcript).join(""));
   heard.onerror = (/** @type {any} */ event) =>
     end(event.error === "aborted" ? "" : (WORDS[event.error] ?? `Speech recognition failed: ${event.error}`));
   heard.onend = () => end();
   heard.start();
-  return { stop: () => heard.stop() };
+  return { stop: () => heard.stop(), cancel: () => (end(), heard.abort()) };
 }
 
-/** @param {import("./api.js").Server} server @param {{onText: (text: string) => void, onEnd: (problem: string) => void}} to */
-function record(server, { onText, onEnd }) {
+/** @param {import("./api.js").Server} server @param {To} to @returns {Listening} */
+function record(server, { onText, onWait, onEnd }) {
   /** @type {MediaRecorder | null} */
   let recorder = null;
   let stopped = false;
+  const cancelled = new AbortController();
+  const { signal } = cancelled;
   const run = async () => {
     const stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: true } });
-    try {
-      const sound = await recorded(stream);
-      onText(await server.transcribe(sound));
-    } finally {
-      stream.getTracks().forEach((track) => track.stop());
-    }
+    const sound = await recorded(stream).finally(() => stream.getTracks().forEach((track) => track.stop()));
+    signal.throwIfAborted();
+    onWait();
+    onText(await server.transcribe(sound, signal));
   };
   /** @param {MediaStream} stream @returns {Promise<Blob>} */
   const recorded = (stream) =>
@@ -97,17 +102,19 @@ function record(server, { onText, onEnd }) {
     () => onEnd(""),
     (error) =>
       onEnd(
-        error.name === "NotAllowedError"
-          ? WORDS["not-allowed"]
-          : error.name === "NotFoundError"
-            ? WORDS["audio-capture"]
-            : "The server could not turn the sound into text.",
+        signal.aborted
+          ? ""
+          : error.name === "NotAllowedError"
+            ? WORDS["not-allowed"]
+            : error.name === "NotFoundError"
+              ? WORDS["audio-capture"]
+              : "The server could not turn the sound into text.",
       ),
   );
-  return {
-    stop: () => {
-      stopped = true;
-      if (recorder?.state === "recording") recorder.stop();
-    },
+  const stop = () => {
+    if (recorder?.state === "inactive") cancelled.abort(); // pressed again, while the server is at work
+    stopped = true;
+    if (recorder?.state === "recording") recorder.stop();
   };
+  return { stop, cancel: () => (cancelled.abort(), stop()) };
 }

@@ -36,13 +36,15 @@ export class App {
     this.canTokenize = false;
     /** @type {import("./listen.js").Ear} */
     this.ear = { kind: "none", note: "" };
-    /** @type {{stop: () => void} | null} */
+    /** @type {import("./listen.js").Listening | null} */
     this.listening = null;
     this.speaker = makeSpeaker(() => this.settings);
     if (this.speaker) this.speaker.onchange = () => this.#showStop();
     this.server = this.#newServer();
     this.busy = false;
     this.atEnd = true;
+    /** @type {WeakSet<Record>} */
+    this.deleted = new WeakSet(); // what still streams into one of these is not kept
     /** @type {Chat | Compare} */
     this.view = new Chat(this);
   }
@@ -66,7 +68,7 @@ export class App {
     try {
       this.models = await patiently(() => this.server.models(signal), {
         signal,
-        say: (words) => this.say(words),
+        say: (words, clock) => this.say(words, clock),
         waiting: "Waking the server",
       });
     } catch (error) {
@@ -123,9 +125,11 @@ export class App {
       : Number(this.settings.seed);
   }
 
-  /** @param {string} words on the status line */
-  say(words) {
-    if (byId("status").textContent !== words) byId("status").textContent = words;
+  /** @param {string} words on the status line @param {string} [clock] behind them; a screen reader leaves it out */
+  say(words, clock = "") {
+    const [said, ticking] = byId("status").children;
+    if (said.textContent !== words) said.textContent = words;
+    ticking.textContent = clock;
   }
 
   /** Keep the end in view, unless the user has scrolled away. @param {boolean} [always] */
@@ -137,7 +141,7 @@ export class App {
   /** @param {Record} record */
   save(record) {
     this.#hideWelcome();
-    if (!saveChat(record))
+    if (!this.deleted.has(record) && !saveChat(record))
       this.say("The browser has no room left for this chat. Export and delete some chats.");
   }
 
@@ -145,7 +149,9 @@ export class App {
   working(on) {
     this.busy = on;
     const [send, stop] = [byId("send"), byId("stop")];
-    const focused = document.activeElement === send || document.activeElement === stop;
+    const focus = document.activeElement;
+    const pressed = on && focus === document.body; // a button that is gone by now, such as Regenerate
+    const focused = focus === send || focus === stop || pressed;
     send.hidden = on;
     this.#showStop();
     if (focused) (on ? stop : send).focus();
@@ -158,12 +164,15 @@ export class App {
   /** @param {string} prompt */
   async send(prompt) {
     this.speaker?.stop();
-    this.listening?.stop();
+    this.listening?.cancel();
     this.working(true);
     this.say("");
     byId("composer").classList.remove("editing");
-    await this.view.send(prompt);
-    this.working(false);
+    try {
+      await this.view.send(prompt);
+    } finally {
+      this.working(false);
+    }
   }
 
   /** @param {string} prompt */
@@ -205,7 +214,9 @@ export class App {
 
   /** @param {string} id of a chat that was deleted */
   forget(id) {
-    if (this.view.record.id === id) this.startNew();
+    if (this.view.record.id !== id) return;
+    this.deleted.add(this.view.record);
+    this.startNew();
   }
 
   /** @param {"chat" | "compare"} mode */
@@ -368,6 +379,7 @@ export class App {
     this.say(`Listening. ${this.ear.note}`);
     this.listening = listen(this.ear, this.server, {
       onText: (heard) => (text.value = before + heard.trim()),
+      onWait: () => this.say("The server turns the sound into text."),
       onEnd: (problem) => {
         this.listening = null;
         button.setAttribute("aria-pressed", "false");
@@ -390,7 +402,7 @@ export class App {
 
   escape() {
     this.speaker?.stop();
-    this.listening?.stop();
+    this.listening?.cancel();
     this.view.stop();
     if (this.view.editing < 0) return;
     this.view.cancelEdit();

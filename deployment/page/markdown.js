@@ -99,12 +99,30 @@ function formula(name, level, rule, start, tag) {
   };
 }
 
+/**
+ * What `render` makes of a text; null where marked runs out of stack, as it does some thousand quotes or lists
+ * deep, which a model that goes in circles writes.
+ * @template T
+ * @param {() => T} render
+ */
+function unlessTooDeep(render) {
+  try {
+    return render();
+  } catch (error) {
+    if (error instanceof RangeError) return null;
+    throw error;
+  }
+}
+
 /** The blocks of a markdown text. @param {string} text @returns {any[]} */
-export const blocks = (text) => marked.lexer(text);
+export const blocks = (text) =>
+  unlessTooDeep(() => marked.lexer(text)) ?? [{ type: "code", raw: text, text }]; // not read aloud
 
 /** Elements for markdown. @param {string} text @returns {DocumentFragment} */
 export function elements(text) {
-  const html = /** @type {string} */ (marked.parse(text));
+  const html =
+    unlessTooDeep(() => /** @type {string} */ (marked.parse(text))) ??
+    `<pre data-language=""><code>${escape(text)}</code></pre>`;
   const made = /** @type {any} */ (DOMPurify).sanitize(html, ALLOWED);
   made.querySelectorAll("a").forEach(outward);
   made.querySelectorAll("pre").forEach(withCopy);

@@ -97,7 +97,7 @@ export class Reply {
         const stream = this.app.server.chat(body, signal);
         return { first: await stream.next(), stream };
       },
-      { signal, say: (text) => this.app.say(text), waiting: "Waiting for the first token" },
+      { signal, say: (text, clock) => this.app.say(text, clock), waiting: "Waiting for the first token" },
     );
     let finish = "";
     for (let each = events.first; !each.done; each = await events.stream.next()) {

@@ -3,7 +3,7 @@
 import { cleanAddress } from "./api.js";
 import { openDialog } from "./dialog.js";
 import { h } from "./dom.js";
-import { saveKey, saveSettings } from "./store.js";
+import { loadKey, saveKey, saveSettings } from "./store.js";
 import { voices } from "./speak.js";
 
 /** @param {import("./main.js").App} app */
@@ -74,6 +74,14 @@ export function openSettings(app) {
 
 /** @param {import("./main.js").App} app */
 function server(app) {
+  let typed = false; // a key; until then the field holds the one that is known for the address
+  const key = h("input", {
+    type: "password",
+    id: "key",
+    value: app.server.key,
+    autocomplete: "off",
+    oninput: () => (typed = true),
+  });
   const address = h("input", {
     type: "text",
     id: "server",
@@ -82,19 +90,30 @@ function server(app) {
     inputMode: "url",
     autocomplete: "off",
     spellcheck: false,
+    oninput: () => {
+      if (!typed) key.value = loadKey(written() ?? "");
+    },
   });
-  const key = h("input", { type: "password", id: "key", value: app.server.key, autocomplete: "off" });
+  /** The address in its field, this page's own where it is empty; null while it is none. */
+  const written = () => {
+    try {
+      return address.value.trim() ? cleanAddress(address.value.trim()) : location.origin;
+    } catch {
+      return null;
+    }
+  };
   const said = h("p", { class: "dim", role: "status" });
   const connect = async (/** @type {Event} */ event) => {
     event.preventDefault();
-    try {
-      app.settings.server = address.value.trim() && cleanAddress(address.value.trim());
-    } catch {
+    const url = written();
+    if (!url) {
       said.textContent = `${address.value} is no address; expected one such as https://example.org`;
       return;
     }
+    app.settings.server = address.value.trim() && url;
     saveSettings(app.settings);
-    saveKey(app.settings.server || location.origin, key.value.trim());
+    saveKey(url, key.value.trim());
+    typed = false;
     said.textContent = "Connecting.";
     said.textContent = await app.connect();
   };

@@ -98,6 +98,9 @@ class Scripted:
         self.gallery = GALLERY
         self.features = {"tokenize", "gallery"}
         self.transcript = "what is a llama"
+        self.transcribed = threading.Event()  # the transcript comes once this is set
+        self.transcribed.set()
+        self.asleep = False  # the proxy before it answers 503, and allows no other origin
         self.key = None
         self.before_models = deque()  # Fail, or an Event to wait for, one for each request for /v1/models
         self.replies = deque()  # Say or Fail, one for each chat request
@@ -123,7 +126,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.script.closed.is_set():
             self.close_connection = True
             return False
-        return super().parse_request()
+        if not super().parse_request():
+            return False
+        if self.script.asleep:
+            self.close_connection = True
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return False
+        return True
 
     def do_GET(self):
         self.script.requests.append(("GET", self.path, dict(self.headers), None))
@@ -161,6 +172,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/audio/transcriptions" and "transcribe" in script.features:
             if b"speech.webm" not in sent:
                 return self.fail(Fail(400, "invalid_value", "no file"))
+            self.wait(script.transcribed)
             return self.json(200, {"text": script.transcript})
         if self.path == "/v1/chat/completions":
             step = script.by_model.get(sent["model"]) or (

@@ -53,6 +53,18 @@ def test_up_in_a_text_moves_the_cursor(chat):
     expect(chat.get_by_label("Message")).to_have_value("draft")
 
 
+def test_the_focus_stays_at_hand_when_regenerate_is_pressed_and_goes(chat, server):
+    ask(chat, "first")
+    ended(chat)
+    held = Say("one two", hold_after=1)
+    server.replies.append(held)
+    chat.get_by_role("button", name="Regenerate").press("Enter")
+    expect(chat.locator("#stop")).to_be_focused()
+    held.more.set()
+    ended(chat)
+    expect(chat.locator("#send")).to_be_focused()
+
+
 def test_control_shift_o_begins_anew(chat, server):
     ask(chat, "first")
     ended(chat)

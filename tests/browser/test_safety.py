@@ -71,6 +71,16 @@ def test_the_page_stays_whole_under_hostile_replies(chat, server):
     expect(chat.get_by_role("dialog", name="Settings")).to_be_visible()
 
 
+@pytest.mark.parametrize("text", [">" * 4000, "> " * 4000, "- " * 4000 + "end"])
+def test_a_reply_too_deep_for_markdown_is_shown_as_it_stands(chat, server, text):
+    server.replies += [Say(text, piece=500), Say("And on.")]
+    ask(chat, "go")
+    ended(chat)
+    expect(chat.locator(".reply .body").first).to_contain_text(text.strip()[-100:])
+    ask(chat, "go on")
+    expect(chat.locator(".reply .body").last).to_have_text("And on.")
+
+
 def test_prompts_names_facts_and_tokens_are_text_too(page, server, hosts):
     evil = '<img src="https://evil.invalid/x" onerror="window.pwned=1">'
     server.models = [

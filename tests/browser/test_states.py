@@ -70,21 +70,38 @@ def test_the_key_is_asked_for_kept_in_the_tab_and_never_given_to_another_server(
     assert "secret-key" not in page.evaluate("JSON.stringify({...localStorage})")
     with serving() as other:
         page.get_by_label("address").fill(other.url)
-        page.get_by_label("key", exact=True).fill("")
+        expect(page.get_by_label("key", exact=True)).to_have_value("")
         page.get_by_role("button", name="Connect").click()
         expect(page.get_by_text("Connected: base, tuned.")).to_be_visible()
         page.get_by_role("button", name="Close").click()
         ask(page, "hello")
         ended(page)
         assert all("Authorization" not in headers for _, _, headers, _ in other.requests)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("address").fill("")
+    expect(page.get_by_label("key", exact=True)).to_have_value("secret-key")  # this server's again
 
 
 def test_a_sleeping_server_is_waited_for_with_the_seconds_counted(page, server):
     server.before_models += [Fail(503, "starting", headers={"Retry-After": 1}), Fail(503, "starting")]
     page.goto(server.url)
     expect(page.get_by_role("status")).to_have_text(re.compile(r"^Waking the server, [1-3] s$"))
+    assert page.locator("#status > :not([aria-hidden])").text_content() == "Waking the server"
     expect(page.get_by_label("Model", exact=True)).to_be_visible()
     expect(page.locator("#status")).to_have_text("")
+
+
+def test_a_sleeping_server_elsewhere_is_waited_for_though_the_browser_hides_its_answer(page, server):
+    with serving() as other:
+        other.asleep = True
+        page.goto(server.url)
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("address").fill(other.url)
+        page.get_by_role("button", name="Connect").click()
+        words = "The server is waking, or does not allow this page"
+        expect(page.locator("#status")).to_have_text(re.compile(rf"^{words}, [1-9] s$"))
+        other.asleep = False
+        expect(page.get_by_text("Connected: base, tuned.")).to_be_visible()
 
 
 def test_a_server_that_only_hangs_while_it_wakes_is_waited_for_too(page, server):
@@ -175,6 +192,19 @@ def test_chats_are_there_after_a_reload_and_gone_when_deleted(chat, server):
     chat.get_by_role("button", name="Delete: remember me").click()
     expect(chat.get_by_text("No chats yet.")).to_be_visible()
     assert chat.evaluate("Object.keys(localStorage).filter((name) => name.includes('chat'))") == []
+
+
+def test_a_chat_that_is_deleted_while_its_answer_streams_stays_deleted(chat, server):
+    held = Say("one two", hold_after=1)
+    server.replies.append(held)
+    ask(chat, "forget me")
+    expect(chat.locator(".reply .body")).to_have_text("one")
+    chat.get_by_role("button", name="Chats", exact=True).click()
+    chat.get_by_role("button", name="Delete: forget me").click()
+    expect(chat.locator("#send")).to_be_visible()  # the stream has ended
+    chat.reload()
+    chat.get_by_role("button", name="Chats", exact=True).click()
+    expect(chat.get_by_text("No chats yet.")).to_be_visible()
 
 
 def test_everything_can_be_carried_to_another_browser(chat, server, browser):

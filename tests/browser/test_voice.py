@@ -20,6 +20,7 @@ window.SpeechRecognition = class {
     constructor() { window.recognition = this; }
     start() {}
     stop() { this.onend(); }
+    abort() { this.onerror({error: "aborted"}); }
     hear(...texts) { this.onresult({results: texts.map((transcript) => [{transcript}])}); }
 };
 """
@@ -203,6 +204,16 @@ def test_what_is_said_is_written_behind_what_is_there(talker, server):
     assert server.chats() == []  # the user sends
 
 
+def test_what_comes_after_it_was_sent_is_not_written_into_the_empty_box(talker, server):
+    talker.get_by_role("button", name="Speak", exact=True).click()
+    heard(talker, "what is a llama")
+    talker.get_by_label("Message").press("Enter")
+    ended(talker)
+    heard(talker, "what is a llama")
+    expect(talker.get_by_label("Message")).to_have_value("")
+    assert len(server.chats()) == 1
+
+
 def test_on_this_device_where_the_browser_can(talker):
     talker.add_init_script("window.local = 'available'")
     talker.reload()
@@ -255,6 +266,37 @@ def test_without_recognition_the_server_hears_the_real_microphone(voice_browser,
     _, _, _, sent = next(each for each in reversed(server.requests) if each[1] == "/v1/audio/transcriptions")
     assert b"\x1a\x45\xdf\xa3" in sent  # a WebM file
     assert b"OpusHead" in sent
+    context.close()
+
+
+KEEP_STREAMS = """
+const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+window.streams = [];
+navigator.mediaDevices.getUserMedia = async (...wanted) => {
+    const stream = await open(...wanted);
+    window.streams.push(stream);
+    return stream;
+};
+"""
+
+
+def test_the_microphone_is_off_while_the_server_works_which_can_be_stopped(voice_browser, server):
+    server.features.add("transcribe")
+    server.transcribed.clear()
+    context = voice_browser.new_context(permissions=["microphone"])
+    page = context.new_page()
+    page.add_init_script(NO_RECOGNITION + KEEP_STREAMS)
+    page.goto(server.url)
+    microphone = page.get_by_role("button", name="Speak", exact=True)
+    microphone.click()
+    page.evaluate("async () => { while (!streams.length) await new Promise(requestAnimationFrame); }")
+    microphone.click()
+    expect(page.locator("#status")).to_have_text("The server turns the sound into text.")
+    assert page.evaluate("window.streams[0].getTracks().map((track) => track.readyState)") == ["ended"]
+    page.keyboard.press("Escape")
+    expect(microphone).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#status")).to_have_text("")
+    expect(page.get_by_label("Message")).to_have_value("")
     context.close()
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,26 @@ def test_a_place_that_cannot_hold_the_environment_is_named(tmp_path):
     assert "Traceback" not in told.stderr
 
 
+def test_a_folder_with_other_files_is_left_as_it_is(tmp_path):
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("years of work")
+    told = call("doctor", FINELAB_VENV=str(tmp_path), FINELAB_LOCK="cpu")
+    assert told.returncode == 2
+    assert "thesis.txt" in told.stderr and "nothing was touched" in told.stderr
+    assert "Traceback" not in told.stderr
+    assert thesis.read_text() == "years of work"
+
+
+@pytest.mark.slow
+def test_an_environment_whose_making_was_cut_off_is_made_anew(repository, installed):
+    """Killed while the old one was removed: half of it is there, under a stamp of no lock."""
+    (installed / lab.STAMP).write_text('{"lock": ""}')
+    (installed / "pyvenv.cfg").unlink()
+    lab.install(repository, installed, "cpu")
+    assert lab.is_ready(repository, installed, "cpu")
+    assert starts(installed, "import six")
+
+
 @pytest.mark.slow
 def test_installing_leaves_a_working_environment_and_a_stamp(repository, installed):
     assert starts(installed, "import six; assert six.__version__ == '1.17.0'")
@@ -207,10 +228,28 @@ def test_an_environment_without_pip_is_made_anew(repository, installed):
 
 
 @pytest.mark.slow
-def test_an_environment_of_another_python_is_not_ready(repository, installed):
-    stamp = json.loads((installed / lab.STAMP).read_text())
-    (installed / lab.STAMP).write_text(json.dumps({**stamp, "python": "3.9"}))
+def test_an_environment_whose_base_python_is_gone_is_not_ready(repository, installed):
+    settings = installed / "pyvenv.cfg"
+    text = settings.read_text(encoding="utf-8")
+    base = Path(re.search(r"^executable = (.+)$", text, re.MULTILINE).group(1))
+    settings.write_text(text.replace(str(base), str(base.with_name("python3.0"))), encoding="utf-8")
     assert not lab.is_ready(repository, installed, "cpu")
+
+
+def test_another_python_runs_what_is_installed(tmp_path, monkeypatch):
+    """On Windows `py -3.12` sets up and `python` may be 3.14: nothing is installed again, or refused."""
+    environment = lab.wanted_stamp(ROOT, "cpu")
+    venv = tmp_path / "venv"
+    lab.python_of(venv).parent.mkdir(parents=True)
+    lab.python_of(venv).touch()
+    (venv / "pyvenv.cfg").write_text(f"executable = {sys.executable}\n", encoding="utf-8")
+    (venv / lab.STAMP).write_text(json.dumps(environment), encoding="utf-8")
+    started = []
+    monkeypatch.setenv("FINELAB_VENV", str(venv))
+    monkeypatch.setattr(lab, "start", lambda python, arguments: started.append((python, arguments)) or 0)
+    monkeypatch.setattr(sys, "version_info", (3, 14, 0))
+    assert lab.main(["doctor"]) == 0
+    assert started == [(lab.python_of(venv), ["doctor"])]
 
 
 @pytest.mark.slow
