@@ -180,7 +180,8 @@ def _create(venv: Path) -> None:
     found = [entry for entry in venv.iterdir() if entry.name not in (GUARD, LOG, STAMP, STAMP_NEW)]
     if found and not any((venv / mark).exists() for mark in (STAMP, "pyvenv.cfg")):
         raise SetupError(
-            "%s holds %s and is no environment: nothing was touched; FINELAB_VENV must be a new or an empty folder"
+            "%s holds %s and is no environment: nothing was touched; "
+            "FINELAB_VENV must be a new or an empty folder"
             % (venv, ", ".join(sorted(entry.name for entry in found)[:3]))
         )
     _write_stamp(venv, {"lock": ""})  # of no lock: should this be killed, the next call begins anew

@@ -24,6 +24,11 @@ _REASONS = {
     errno.EPERM: "this user may not write there; choose another folder or change its permissions",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
 }
+if os.name == "nt":  # a file that is open cannot be replaced there
+    _REASONS[errno.EACCES] = (
+        "another program or notebook has it open, or this user may not write there; close what uses it "
+        "and run the same command again"
+    )
 
 
 @contextmanager
@@ -78,13 +83,23 @@ def staged(folder: Path) -> Iterator[Path]:
             for path in stage.rglob("*"):
                 if path.is_file():
                     fsync(path)
-            replaced = stage.with_name(stage.name + ".old")
-            if folder.exists():
-                folder.rename(replaced)
-            stage.rename(folder)
-            shutil.rmtree(replaced, ignore_errors=True)
+            _exchange(stage, folder)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def _exchange(stage: Path, folder: Path) -> None:
+    """Put `stage` in the place of `folder`, which comes back when that fails."""
+    replaced = stage.with_name(stage.name + ".old")
+    if folder.exists():
+        folder.rename(replaced)
+    try:
+        stage.rename(folder)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import tomllib
 import types
@@ -21,6 +22,8 @@ DUPLICATES = ("keep", "exact", "near")
 TRUNCATION = ("drop", "cut_turn", "cut")
 SAMPLING = ("random", "group_by_length", "sequential")
 INIT_LORA_WEIGHTS = (True, "gaussian", "pissa", "pissa_niter_16", "olora", "loftq")
+OPTIM = ("adamw_8bit", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit")  # the usual ones
+LR_SCHEDULER_TYPE = ("linear", "cosine", "constant", "constant_with_warmup")
 REPORT_TO = ("none", "trackio", "tensorboard", "wandb")
 
 
@@ -259,6 +262,7 @@ def _from_tables(tables: dict[str, Any], where: str) -> Recipe:
     sections = {key: _section(kind, tables[key], f"{where}: {key}") for key, kind in SECTIONS.items()}
     recipe = Recipe(name=tables["name"], **sections)
     _check_ranges(recipe, where)
+    _check_names(recipe.training, where)
     return recipe
 
 
@@ -283,6 +287,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         example = '["a", "b"]' if item is str else "[0.7, 0.3]"
         raise LabError(f"{where}: expected a list such as {example}, got {value!r}.")
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(value) is float and not math.isfinite(value):
+        raise LabError(f"{where}: expected a finite number, got {value}; a limit is off at 1e9, for example.")
     if type(value) in kinds:
         return value
     if float in kinds and type(value) is int:
@@ -331,6 +337,9 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
         ),
         "training.num_train_epochs must be at least 1": training.num_train_epochs >= 1,
         "training.learning_rate must be above 0": training.learning_rate > 0,
+        "training.weight_decay must be 0 or more": training.weight_decay >= 0,
+        "training.warmup_steps must be 0 or more": training.warmup_steps >= 0,
+        "training.logging_steps must be at least 1": training.logging_steps >= 1,
         "training.save_steps must be at least 1": training.save_steps >= 1,
         "training.max_steps must be -1 (whole epochs) or at least 1": (
             training.max_steps == -1 or training.max_steps >= 1
@@ -353,7 +362,22 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
         ),
         "training.max_first_loss must be above 0": training.max_first_loss > 0,
         "chat.max_new_tokens must be at least 1": recipe.chat.max_new_tokens >= 1,
+        "chat.temperature must be 0 (greedy) or more": recipe.chat.temperature >= 0,
+        "chat.min_p must lie between 0 and 1": 0 <= recipe.chat.min_p <= 1,
     }
     for rule, holds in rules.items():
         if not holds:
             raise LabError(f"{where}: {rule}.")
+
+
+def _check_names(training: Training, where: str) -> None:
+    """LabError for an optimizer or a schedule that transformers does not have; the presets' are known."""
+    if training.optim in OPTIM and training.lr_scheduler_type in LR_SCHEDULER_TYPE:
+        return  # asking transformers takes seconds
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    for key, names in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
+        value, known = getattr(training, key), [name.value for name in names]
+        if value not in known:
+            raise LabError(f"{where}: training.{key}: there is no {value!r}{_nearest(value, known)}.")

@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,24 @@ def test_a_staged_folder_replaces_the_old_one_at_the_end(tmp_path):
         with staged(folder) as stage:
             (stage / name).write_text("x", encoding="utf-8")
     assert [each.name for each in folder.iterdir()] == ["new"]
+    assert [each.name for each in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_folder_that_cannot_be_replaced_comes_back(tmp_path, monkeypatch):
+    folder = tmp_path / "merged"
+    with staged(folder) as stage:
+        (stage / "old").write_text("x", encoding="utf-8")
+    rename = Path.rename
+
+    def held(self, target):  # by another program, as Windows does it
+        if (self / "new").exists():
+            raise PermissionError(errno.EACCES, "in use")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", held)
+    with pytest.raises(LabError, match="cannot write"), staged(folder) as stage:
+        (stage / "new").write_text("x", encoding="utf-8")
+    assert [each.name for each in folder.iterdir()] == ["old"]
     assert [each.name for each in tmp_path.iterdir()] == ["merged"]
 
 

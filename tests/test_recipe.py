@@ -63,12 +63,31 @@ def test_set_reads_lists_and_whole_numbers_for_floats(preset):
         ("lora.target_modules=q_proj", "expected a list such as"),
         ("training.max_steps=0", "training.max_steps must be -1"),
         ("training.learning_rate=-1", "training.learning_rate must be above 0"),
+        ("training.max_first_loss=inf", "training.max_first_loss: expected a finite number, got inf"),
+        ("data.min_score=nan", "data.min_score: expected a finite number, got nan"),
+        ("training.logging_steps=0", "training.logging_steps must be at least 1"),
+        ("training.warmup_steps=-3", "training.warmup_steps must be 0 or more"),
+        ("training.optim=adamw_8bits", "there is no 'adamw_8bits'; did you mean 'adamw_8bit'"),
+        ("training.lr_scheduler_type=cosinus", "there is no 'cosinus'; did you mean 'cosine'"),
+        ("chat.temperature=-1", "chat.temperature must be 0 (greedy) or more"),
     ],
 )
 def test_a_wrong_assignment_says_what_is_wrong(preset, assignment, said):
     with pytest.raises(LabError) as error:
         recipe.override(preset, [assignment])
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [f"training.optim={name}" for name in (*recipe.OPTIM, "lion_32bit")]
+    + [f"training.lr_scheduler_type={name}" for name in (*recipe.LR_SCHEDULER_TYPE, "polynomial")],
+)
+def test_what_transformers_has_is_taken(preset, assignment):
+    from transformers import TrainingArguments
+
+    training = recipe.override(preset, [assignment]).training
+    TrainingArguments(optim=training.optim, lr_scheduler_type=training.lr_scheduler_type, use_cpu=True)
 
 
 def test_an_unknown_recipe_names_the_known_ones():

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ FULL_DISK = re.compile(  # the last one is torch's, which hides the system's rea
 NO_MEMORY = ("MemoryError", "OutOfMemoryError")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SHOWN_LINES = 12
+ONE_REQUEST_S = 3.0  # a sweep's trial hears of one Ctrl-C twice: from the terminal, and from the sweep
 
 
 class NotebookError(Exception):
@@ -74,6 +76,7 @@ class Client(NotebookClient):  # type: ignore[misc]
         self.progress = progress
         self.cell_number = 0
         self.stopping = False
+        self._asked_at = 0.0
         self._in_cell = False
         self._stopping_task: asyncio.Task[None] | None = None
 
@@ -90,7 +93,8 @@ class Client(NotebookClient):  # type: ignore[misc]
         def stop() -> None:
             self._stopping_task = loop.create_task(self._stop())
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        also = getattr(signal, "SIGBREAK", signal.SIGINT)  # how a sweep stops its trials on Windows
+        for number in {signal.SIGINT, signal.SIGTERM, also}:
             try:
                 loop.add_signal_handler(number, stop)
             except NotImplementedError:  # Windows
@@ -121,6 +125,9 @@ class Client(NotebookClient):  # type: ignore[misc]
 
     async def _stop(self) -> None:
         """Interrupt the running cell; asked a second time, end the kernel at once."""
+        before, self._asked_at = self._asked_at, time.monotonic()
+        if self.stopping and self._asked_at - before < ONE_REQUEST_S:
+            return
         if self.stopping and self.km is not None:
             await self.km.shutdown_kernel(now=True)
         elif self._in_cell and self.km is not None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from finelab import recipe
 from finelab.data import load_split
+from finelab.data.xray import packed_rows
 from finelab.errors import LabError
 from finelab.files import staged, write_json
 from finelab.improve.definition import Trial
@@ -55,6 +56,13 @@ class Outcome:
 def steps_for(tokens_per_row: float, effective_batch: int, trained_tokens: int) -> int:
     """The optimizer steps, at least one, that bring a run nearest to so many trained tokens."""
     return max(1, round(trained_tokens / (tokens_per_row * effective_batch)))
+
+
+def tokens_per_row(lengths: Sequence[int], trained: Sequence[int], chosen: recipe.Recipe) -> float:
+    """The trained tokens of one of the trainer's rows, which hold several conversations when packed."""
+    packed = chosen.training.packing
+    rows = packed_rows(lengths, chosen.model.max_seq_length) if packed else len(lengths)
+    return sum(trained) / rows
 
 
 def outcome(trial: Trial, runs: Path) -> Outcome:
@@ -133,10 +141,10 @@ def _prepare(trial: Trial, runs: Path, stop: threading.Event | None, threads: in
         own.record("data", prepared.evidence()["data"])
         with staged(own.folder / "data") as stage:
             shutil.copytree(prepared.folder / "data", stage, dirs_exist_ok=True)
-    _, trained = token_counts(load_split(prepared, "train"))
+    counts = token_counts(load_split(prepared, "train"))
     training = own.recipe.training
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return steps_for(sum(trained) / len(trained), batch, trial.trained_tokens)
+    return steps_for(tokens_per_row(*counts, own.recipe), batch, trial.trained_tokens)
 
 
 def _prepared_data(trial: Trial, runs: Path, stop: threading.Event | None, threads: int) -> Run:
@@ -184,7 +192,7 @@ def _run(
         _wait(child, folder, stop)
     if _pruned(folder) or not child.returncode:  # once more: a quick child ends before it is looked at
         return
-    if child.returncode in INTERRUPTED:
+    if child.returncode in INTERRUPTED or (stop and stop.is_set()):
         raise KeyboardInterrupt
     said = _last_line(folder / "output.txt")
     raise LabError(said if child.returncode > 0 else f"ended by signal {-child.returncode}; before: {said}")

@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,13 +54,17 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: folder, step, the seconds of training behind it, and what it was sealed with."""
+    """A whole checkpoint: folder, step, the seconds of training behind it, and what it was sealed with.
+
+    `peak_memory_bytes` is the most that a sitting up to it used; 0 where an older lab sealed it.
+    """
 
     folder: Path
     step: int
     elapsed_s: float
     fingerprint: dict[str, Any]
     certificate: dict[str, Any]
+    peak_memory_bytes: int = 0
 
     @property
     def processes(self) -> int:
@@ -67,7 +72,13 @@ class Checkpoint:
         return int(self.certificate.get("processes", 1))
 
 
-def seal(folder: Path, elapsed_s: float, fingerprint: dict[str, Any], certificate: dict[str, Any]) -> None:
+def seal(
+    folder: Path,
+    elapsed_s: float,
+    fingerprint: dict[str, Any],
+    certificate: dict[str, Any],
+    peak_memory_bytes: int,
+) -> None:
     """Force a checkpoint's files to the disk, then write the manifest that makes it count."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
     for path in files:
@@ -76,6 +87,7 @@ def seal(folder: Path, elapsed_s: float, fingerprint: dict[str, Any], certificat
         "elapsed_s": elapsed_s,
         "fingerprint": fingerprint,
         "certificate": certificate,
+        "peak_memory_bytes": peak_memory_bytes,
         "sha256": {path.name: sha256(path) for path in files},
     }
     write_json(folder / MANIFEST, {**content, "content_sha256": _content_sha256(content)})
@@ -83,10 +95,22 @@ def seal(folder: Path, elapsed_s: float, fingerprint: dict[str, Any], certificat
         _fsync_folder(entries)
 
 
+def rotate(checkpoints: Path, limit: int, best: int | None) -> None:
+    """Delete the oldest checkpoints beyond `limit`, but never the newest nor that of step `best`."""
+    others = [folder for step, folder in _by_age(checkpoints) if step != best]
+    kept = max(1, limit - (best is not None))
+    for folder in others[:-kept]:
+        shutil.rmtree(folder, ignore_errors=True)  # what another program holds open goes next time
+
+
+def _by_age(checkpoints: Path) -> list[tuple[int, Path]]:
+    """Step and folder of each checkpoint, the oldest first."""
+    return sorted((int(m[1]), path) for path in checkpoints.glob("*") if (m := _NAME.fullmatch(path.name)))
+
+
 def newest_whole(checkpoints: Path) -> Checkpoint | None:
     """The newest whole checkpoint; a newer broken one is set aside under another name and named."""
-    found = [(int(m[1]), path) for path in checkpoints.glob("*") if (m := _NAME.fullmatch(path.name))]
-    for _, folder in sorted(found, reverse=True):
+    for _, folder in reversed(_by_age(checkpoints)):
         read = inspect(folder)
         if isinstance(read, Checkpoint):
             return read
@@ -138,6 +162,13 @@ def fingerprint(run: Run, trainer: Any) -> dict[str, Any]:
     installed = versions() | {"accelerate": importlib.metadata.version("accelerate")}
     found |= {f"versions.{name}": installed.get(name) for name in PACKAGES}
     return dict(json.loads(json.dumps(found)))  # as a manifest gives it back: no tuple, no enum
+
+
+def by_step(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint that has the rows of a step, and not how they are shared out: for other ranks."""
+    micro, accumulation = "training.per_device_train_batch_size", "training.gradient_accumulation_steps"
+    rows = fingerprint[micro] * fingerprint[accumulation]
+    return {**fingerprint, micro: rows, accumulation: 1}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

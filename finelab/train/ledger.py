@@ -94,8 +94,9 @@ def correction(key: str) -> Correction:
 def settle(run: Run, profile: Profile, trainer: Any) -> str:
     """Hold the plan of a finished run against what it took: the table of predicted, actual and error.
 
-    Recorded in the evidence; an error is actual / predicted - 1. When this process did the training, and for
-    SHORTEST_S at least, the run also enters the ledger. LabError when the run was not planned.
+    Recorded in the evidence; an error is actual / predicted - 1. When this process did the training, all of
+    it on one machine and for SHORTEST_S at least, the run also enters the ledger. LabError when the run was
+    not planned.
     """
     plan = run.evidence().get("plan", {})
     if not plan:
@@ -106,7 +107,8 @@ def settle(run: Run, profile: Profile, trainer: Any) -> str:
         error = {name: round(actual[name] / predicted[name] - 1, 4) for name in KEYS}
         run.record("plan", {"actual": actual, "error": error})
         plan |= {"actual": actual, "error": error}
-    if trained_here and plan["actual"]["seconds"] >= SHORTEST_S:
+    one_machine = len(set(run.evidence()["training"].get("machines", []))) <= 1
+    if trained_here and one_machine and plan["actual"]["seconds"] >= SHORTEST_S:
         _remember(machine_key(run.recipe, profile), plan)
     return table(plan)
 

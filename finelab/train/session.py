@@ -20,11 +20,13 @@ from finelab.train import distributed
 from finelab.train.certificate import Chain, watching
 from finelab.train.checkpoint import (
     Checkpoint,
+    by_step,
     clear_errors,
     differences,
     fingerprint,
     inspect,
     newest_whole,
+    rotate,
     seal,
 )
 from finelab.train.stop import Stop
@@ -56,6 +58,7 @@ class Session:
         self._adapter: Path | None = None
         self._fingerprint: dict[str, Any] = {}
         self._chain: Chain | None = None
+        self._kept: int | None = None
         self._began = time.monotonic()
 
     @property
@@ -105,7 +108,10 @@ class Session:
         """
         self._chain = Chain(self._start, self.accept_changes)
         self._fingerprint = fingerprint(self.run, trainer)
-        batch_size = trainer.args.per_device_train_batch_size
+        args = trainer.args
+        # transformers would delete an old checkpoint, also the best one, before the new one is sealed
+        self._kept, args.save_total_limit = args.save_total_limit, None
+        batch_size = args.per_device_train_batch_size
         with (
             clear_errors(self._checkpoints, batch_size),
             watching(trainer, self._chain),
@@ -115,6 +121,7 @@ class Session:
                 yield
             finally:
                 self._chain = None
+                args.save_total_limit = self._kept
 
     def restore(self, trainer: Any) -> None:
         """Load the finished run's adapter (the best one, with early stopping) and its log."""
@@ -141,9 +148,10 @@ class Session:
 
         class SessionCallback(TrainerCallback):  # type: ignore[misc]
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                _require_kept(args)
                 for each in early:
                     _restore_patience(each, state)
+                # a measurement at the start of a later sitting would count as one that is not better
+                args.eval_on_start = args.eval_on_start and state.global_step == 0
                 session.begin(kwargs["model"], kwargs["optimizer"])
 
             def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -164,6 +172,8 @@ class Session:
 
             def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 session.seal(state.global_step, kwargs["model"])
+                best = state.best_global_step if args.load_best_model_at_end else None
+                session.rotate(best)
 
         return [SessionCallback(), *early]
 
@@ -182,7 +192,11 @@ class Session:
         self.chain.check_model(model, optimizer)
         self._began = time.monotonic()
         self._stop.begin()
-        self.run.record("training", {"resumes": self.chain.resumes})
+        earlier = self.run.evidence().get("training", {}) if self._start else {}
+        machines = [*earlier.get("machines", []), self._machine()]
+        accepted = earlier.get("accepted_changes", [])
+        begun = {"resumes": self.chain.resumes, "machines": machines, "accepted_changes": accepted}
+        self.run.record("training", begun)
 
     def seal(self, step: int, model: Any) -> None:
         """Make the checkpoint that the trainer wrote count, and say so if it is the sitting's last."""
@@ -191,10 +205,15 @@ class Session:
         distributed.gather(None)  # each rank has written its random states
         if distributed.world().first:
             distributed.keep_random_states(folder)
-            seal(folder, self.elapsed_s, self._fingerprint, certificate)
+            seal(folder, self.elapsed_s, self._fingerprint, certificate, self._peak_memory_bytes())
         self._stop.saved()
         if self._stop.obeyed:
             print(f"Stopped, {self._stop.reason}: step {step} is saved; {GO_ON}.")
+
+    def rotate(self, best: int | None) -> None:
+        """Delete the oldest checkpoints beyond the trainer's `save_total_limit`, never the best one."""
+        if self._kept and distributed.world().first:
+            rotate(self.run.checkpoints, self._kept, best)
 
     def complete(self, trainer: Any) -> None:
         """Save the adapter and record the run; LabError when training ended before its last step.
@@ -232,7 +251,7 @@ class Session:
                 "seconds": round(seconds, 2),
                 "tokens_per_s": round(tokens / seconds, 2),
                 "trained_tokens_per_s": round(trained_tokens / seconds, 2),
-                "peak_memory_bytes": peak_memory_bytes(),
+                "peak_memory_bytes": (final and final.peak_memory_bytes) or self._peak_memory_bytes(),
                 "resumes": certificate.get("resumes", []),
                 "certificate": certificate,
             },
@@ -243,9 +262,21 @@ class Session:
         """The checkpoints' folder as an error names it."""
         return Path(self.run.name, self.run.checkpoints.name)
 
+    def _machine(self) -> str:
+        """This machine, as far as the evidence tells it from another one."""
+        machine = self.run.evidence().get("machine", {})
+        return f"{machine.get('device')}, {machine.get('cores')} cores"
+
+    def _peak_memory_bytes(self) -> int:
+        """The most memory so far, earlier sittings included."""
+        return max(self._start.peak_memory_bytes if self._start else 0, peak_memory_bytes())
+
     def _require_unchanged(self, start: Checkpoint, trainer: Any, loaded_only: bool) -> None:
         """LabError when the run would go on with other data, another recipe or other versions."""
-        changes = differences(start.fingerprint, fingerprint(self.run, trainer))
+        prints = [start.fingerprint, fingerprint(self.run, trainer)]
+        if start.processes != distributed.world().size:
+            prints = [by_step(each) for each in prints]
+        changes = differences(*prints)
         if loaded_only:
             changes = [change for change in changes if not change.startswith(ENVIRONMENT)]
         elif reason := distributed.change_of_size(start.processes, self.run.recipe):
@@ -296,16 +327,6 @@ def total_steps(trainer: Any) -> int:
 
 def _state_file(folder: Path) -> Path:
     return folder / "trainer_state.json"
-
-
-def _require_kept(args: Any) -> None:
-    """The trainer deletes old checkpoints before the new one is sealed: a whole one has to stay beside it."""
-    needed = 3 if args.load_best_model_at_end else 2
-    if args.save_total_limit is not None and args.save_total_limit < needed:
-        raise LabError(
-            f"save_total_limit={args.save_total_limit} would delete the last whole checkpoint while the next "
-            f"one is written; give SFTConfig save_total_limit={needed}."
-        )
 
 
 def _restore_patience(early_stopping: Any, state: Any) -> None:

@@ -124,24 +124,25 @@ class Rows:
 
 
 def tune(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> Tuned:
-    """The setting to train with: measured once, then read from the run's evidence.
+    """The setting to train with: measured once for a machine and its data, then read from the run's evidence.
 
-    Model and random states are afterwards what they were. LabError when nothing fits into the memory, and
-    when a training that has begun has no readable record of its setting.
+    A training that has begun keeps its setting wherever it goes on. Model and random states are afterwards
+    what they were. LabError when nothing fits into the memory, and when a training that has begun has no
+    readable record of its setting.
     """
     reference = setting_of(run.recipe, profile)
     if not run.recipe.training.tune:
         return Tuned(**dataclasses.asdict(reference))
-    kept = run.evidence().get("tuning", {})
-    if recorded := read(kept):
-        return recorded
-    if any(run.checkpoints.glob("checkpoint-*")):
+    begun = any(run.checkpoints.glob("checkpoint-*"))
+    if earlier := recorded(run, profile, begun):
+        return earlier
+    if begun:
         raise LabError(
             f"evidence.json of run {run.name!r} has no readable record of the tuning that its training began "
             "with; restore the file, or start a new run with --run NAME."
         )
-    if kept:
-        print("The record of an earlier tuning cannot be read; it is measured again.")
+    if run.evidence().get("tuning"):
+        print("The record of an earlier tuning is not of this machine and data; it is measured again.")
     lengths, _ = token_counts(rows)
     data = rows_of(lengths, run.recipe, reference)
     chosen = sample(lengths, round(STEPS * data.tokens_per_step(reference) / data.mean))
@@ -155,7 +156,7 @@ def tune(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> T
         measure(reference)  # compiles the kernels, so that no trial and not the time limit contains it
     can_leave_autocast = profile.device == "cpu" and profile.bf16 and not profile.fast_cpu_step
     tuned = Search(measure, reference, data, capacity).run(can_leave_autocast)
-    run.record("tuning", dataclasses.asdict(tuned))
+    keep(run, profile, tuned)
     return tuned
 
 
@@ -164,9 +165,34 @@ def untimed(run: Run, profile: Profile) -> Tuned:
     own = Tuned(**dataclasses.asdict(setting_of(run.recipe, profile)))
     if not run.recipe.training.tune:
         return own
-    tuned = read(run.evidence().get("tuning", {})) or own
-    run.record("tuning", dataclasses.asdict(tuned))
+    tuned = recorded(run, profile, begun=any(run.checkpoints.glob("checkpoint-*"))) or own
+    keep(run, profile, tuned)
     return tuned
+
+
+def keep(run: Run, profile: Profile, tuned: Tuned) -> None:
+    """Keep a setting in the run's evidence, with what it was measured on."""
+    run.record("tuning", dataclasses.asdict(tuned) | {"measured_on": _place(run, profile)})
+
+
+def recorded(run: Run, profile: Profile, begun: bool) -> Tuned | None:
+    """The setting in the run's evidence, if it is readable and, unless training has begun, of this place.
+
+    In another dtype than it was measured in it takes this machine's autocast, which the checkpoint's
+    fingerprint then names as a change.
+    """
+    kept, here = run.evidence().get("tuning", {}), _place(run, profile)
+    tuned, place = read(kept), kept.get("measured_on", here)
+    if tuned is None or not (begun or place == here):
+        return None
+    same_dtype = place["dtype"] == here["dtype"]
+    return tuned if same_dtype else dataclasses.replace(tuned, bf16=bool(profile.bf16))
+
+
+def _place(run: Run, profile: Profile) -> dict[str, Any]:
+    """What a tuning's numbers hold for."""
+    data = run.evidence().get("data", {}).get("sha256")
+    return {"machine": profile.hardware.name, "dtype": profile.dtype, "data": data}
 
 
 def setting_of(recipe: Recipe, profile: Profile) -> Setting:

@@ -123,7 +123,10 @@ try:
     while True:
         time.sleep(0.1)
 except KeyboardInterrupt:
-    pathlib.Path(os.environ["FINELAB_RUN"], "saved").write_text("whole")
+    run = pathlib.Path(os.environ["FINELAB_RUN"])
+    (run / "saving").touch()
+    time.sleep(0.5)  # what a save takes
+    (run / "saved").write_text("whole")
 """
 
 
@@ -166,6 +169,19 @@ def test_a_stop_lets_the_cell_save_and_ends_the_kernel(runner, tmp_path, number)
     wait_for_end(kernel)
     assert (tmp_path / "run" / "saved").read_text() == "whole"
     assert not (tmp_path / "run" / "03_train.ipynb").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a console, not to a process")
+def test_one_stop_that_comes_twice_lets_the_cell_save(runner, tmp_path):
+    """A terminal's Ctrl-C reaches a sweep's trial by the terminal and by the sweep."""
+    process, kernel = runner
+    process.send_signal(signal.SIGINT)
+    while not (tmp_path / "run" / "saving").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    wait_for_end(kernel)
+    assert (tmp_path / "run" / "saved").read_text() == "whole"
 
 
 def test_the_kernel_does_not_outlive_a_killed_runner(runner):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from finelab import LabError
 from finelab.improve import Sweep, create_sweep, grid, open_sweep, steps_for
-from finelab.improve.trial import clearly_bad
+from finelab.improve.trial import clearly_bad, tokens_per_row
+from finelab.recipe import override
 
 SWEEP = Sweep(
     "smollm2-135m", 1000, (1, 2), {"default": {}, "r8": {"lora.r": 8}}, {"data.sources": ["embedded"]}
@@ -59,6 +60,13 @@ def test_the_steps_meet_the_budget_within_half_a_step(per_row, batch, budget):
     steps = steps_for(per_row, batch, budget)
     assert steps >= 1
     assert abs(steps * step - budget) <= max(step / 2, step - budget) * (1 + 1e-9)
+
+
+def test_packed_rows_count_as_what_they_hold(preset):
+    lengths, trained = [100, 300, 200, 424], [50, 150, 100, 212]
+    packed = override(preset, ["training.packing=true", "model.max_seq_length=1024"])
+    assert tokens_per_row(lengths, trained, preset) == 128
+    assert tokens_per_row(lengths, trained, packed) == 512
 
 
 @pytest.mark.parametrize(

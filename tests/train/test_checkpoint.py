@@ -2,7 +2,15 @@ import json
 
 import pytest
 
-from finelab.train.checkpoint import MANIFEST, REQUIRED, differences, newest_whole, seal
+from finelab.train.checkpoint import (
+    MANIFEST,
+    REQUIRED,
+    by_step,
+    differences,
+    newest_whole,
+    rotate,
+    seal,
+)
 
 
 @pytest.fixture
@@ -13,7 +21,7 @@ def checkpoints(tmp_path):
         folder.mkdir()
         for name in (*REQUIRED, "scaler.pt"):
             (folder / name).write_text(f"{name} of step {step}", encoding="utf-8")
-        seal(folder, step * 1.5, {"lora.r": 8}, {"weights_sha256": f"of step {step}"})
+        seal(folder, step * 1.5, {"lora.r": 8}, {"weights_sha256": f"of step {step}"}, 7_000)
     return tmp_path
 
 
@@ -28,6 +36,7 @@ def test_the_newest_by_number_is_taken_with_what_it_was_sealed_with(checkpoints)
     assert (found.step, found.elapsed_s) == (10, 15.0)
     assert found.fingerprint == {"lora.r": 8}
     assert found.certificate == {"weights_sha256": "of step 10"}
+    assert found.peak_memory_bytes == 7_000
 
 
 def test_no_checkpoint_is_a_fresh_start(tmp_path):
@@ -79,7 +88,7 @@ def test_a_manifest_that_says_something_else_does_not_count(checkpoints, change,
 def test_a_checkpoint_sealed_without_its_optimizer_does_not_count(checkpoints, capsys):
     folder = checkpoints / "checkpoint-10"
     (folder / "optimizer.pt").unlink()
-    seal(folder, 15.0, {}, {})
+    seal(folder, 15.0, {}, {}, 0)
     assert newest_whole(checkpoints).step == 4
     assert "optimizer.pt is missing" in capsys.readouterr().out
 
@@ -95,3 +104,27 @@ def test_all_broken_is_a_fresh_start_and_each_is_named(checkpoints, capsys):
 def test_differences_name_what_was_what_is_and_what_came_or_went():
     old, new = {"a": 1, "b": [1], "gone": None, "left": 2}, {"a": 1, "b": [2], "came": "x"}
     assert differences(old, new) == ["b: [1] -> [2]", "left: 2 -> None", "came: None -> 'x'"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [
+        (1, None, {10}),
+        (2, None, {4, 10}),
+        (3, None, {2, 4, 10}),
+        (1, 2, {2, 10}),
+        (2, 2, {2, 10}),
+        (2, 10, {4, 10}),
+        (3, 2, {2, 4, 10}),
+    ],
+)
+def test_the_newest_and_the_best_are_kept_and_as_many_as_asked_for(checkpoints, limit, best, left):
+    rotate(checkpoints, limit, best)
+    assert {int(path.name.rpartition("-")[2]) for path in checkpoints.iterdir()} == left
+
+
+def test_the_same_rows_of_a_step_shared_out_otherwise_are_no_change():
+    micro, accumulation = "training.per_device_train_batch_size", "training.gradient_accumulation_steps"
+    one, two, other = ({micro: m, accumulation: a, "lora.r": 8} for m, a in ((8, 1), (4, 2), (4, 1)))
+    assert differences(by_step(one), by_step(two)) == []
+    assert differences(by_step(one), by_step(other)) == [f"{micro}: 8 -> 4"]

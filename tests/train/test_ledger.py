@@ -117,6 +117,13 @@ def test_a_run_of_seconds_corrects_nothing(planned, profile, preset):
     assert correction(machine_key(preset, profile)) == ledger.NONE
 
 
+def test_a_run_of_two_machines_corrects_neither(planned, profile, preset):
+    settle(planned(took=TOOK | {"machines": ["T4", "RTX 5000"]}), profile, Trainer())
+    assert correction(machine_key(preset, profile)) == ledger.NONE
+    settle(planned(took=TOOK | {"machines": ["T4", "T4"]}), profile, Trainer())
+    assert correction(machine_key(preset, profile)).runs == 1
+
+
 def test_a_corrected_plan_that_was_right_keeps_the_correction(planned, profile, preset):
     settle(planned(), profile, Trainer())
     settle(planned(took=TOOK | {"seconds": 100.0}, factor=1.2), profile, Trainer())

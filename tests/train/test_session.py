@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from contextlib import nullcontext
 
 import pytest
 
@@ -42,8 +43,9 @@ EARLY = {
     "eval_strategy": "steps",
     "eval_steps": 2,
     "save_steps": 64,  # every measurement is saved anyway
+    "eval_on_start": True,
     "load_best_model_at_end": True,
-    "save_total_limit": 3,
+    "save_total_limit": 2,
     "num_train_epochs": 8,
     "learning_rate": 3e-2,
 }
@@ -127,9 +129,7 @@ def test_early_stopping_keeps_the_best_adapter_and_trains_no_step_more(stopping,
     session.complete(trainer)
     assert f"Training is finished: {best + 4} of 32 steps, stopped early" in capsys.readouterr().out
     assert sha256(run.adapter / ADAPTER) == adapter
-    assert run.evidence()["training"] == training | {
-        "peak_memory_bytes": run.evidence()["training"]["peak_memory_bytes"]
-    }
+    assert run.evidence()["training"] == training
 
 
 def test_patience_is_counted_across_sittings(stopping, tmp_path):
@@ -156,12 +156,57 @@ def test_a_best_checkpoint_that_is_not_whole_is_named(stopping):
         Session(stopping).finished(trainer)
 
 
-@pytest.mark.parametrize(
-    ("args", "needed"), [({"save_total_limit": 1}, 2), ({**EARLY, "save_total_limit": 2}, 3)]
-)
-def test_a_limit_that_would_delete_the_last_whole_checkpoint_is_refused(run, args, needed):
-    with pytest.raises(LabError, match=f"give SFTConfig save_total_limit={needed}"):
-        train(run, **args)
+def test_a_kill_while_a_new_best_one_is_written_leaves_the_best_one_before(stopping):
+    from transformers import TrainerCallback
+
+    class Killed(BaseException):
+        pass
+
+    class Script(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_loss"] = {0: 3.0, 2: 1.0, 4: 2.0, 6: 0.5}.get(state.global_step, 0.6)
+
+        def on_save(self, args, state, control, **kwargs):  # before the session seals it
+            if state.global_step == 6 and kill:
+                raise Killed
+
+    for kill in (True, False):
+        session = Session(stopping)
+        trainer = trainer_of(session, **EARLY)
+        trainer.callback_handler.callbacks.insert(0, Script())
+        with pytest.raises(Killed) if kill else nullcontext():
+            sit(session, trainer)
+    session.complete(trainer)
+    training = stopping.evidence()["training"]
+    assert (training["resumes"], training["best_step"], training["steps"]) == ([4], 6, 10)
+
+
+def test_as_many_checkpoints_are_kept_as_the_trainer_was_told(run):
+    train(run, save_total_limit=1)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-8"]
+
+
+def test_the_most_memory_of_all_sittings_is_recorded(run, monkeypatch):
+    monkeypatch.setattr("finelab.train.session.peak_memory_bytes", lambda: 9_000)
+    train(run, stop_at=3)
+    monkeypatch.setattr("finelab.train.session.peak_memory_bytes", lambda: 5_000)
+    session, trainer = train(run)
+    session.complete(trainer)
+    assert run.evidence()["training"]["peak_memory_bytes"] == 9_000
+
+
+def test_a_run_on_two_machines_says_so(run):
+    run.record("machine", {"device": "cuda: T4", "cores": 8})
+    train(run, stop_at=3)
+    run.record("machine", {"device": "cuda: RTX 5000", "cores": 8})
+    train(run)
+    assert run.evidence()["training"]["machines"] == ["cuda: T4, 8 cores", "cuda: RTX 5000, 8 cores"]
+
+
+def test_what_was_accepted_is_forgotten_when_training_begins_anew(run):
+    run.record("training", {"accepted_changes": ["lora.r: 8 -> 16"]})
+    train(run)
+    assert run.evidence()["training"]["accepted_changes"] == []
 
 
 def test_what_changed_since_the_checkpoint_is_named_and_refused(run, monkeypatch):
@@ -233,7 +278,7 @@ def test_a_whole_checkpoint_is_there_at_every_moment_of_a_save(run):
 
     from finelab.train.checkpoint import Checkpoint, inspect
 
-    class Look(TrainerCallback):  # before the session's: the new one is written, the old ones deleted
+    class Look(TrainerCallback):  # before the session's: the new one is written and not sealed
         def on_save(self, args, state, control, **kwargs):
             folders = sorted(run.checkpoints.glob("checkpoint-*"))
             whole = {path.name for path in folders if isinstance(inspect(path), Checkpoint)}
@@ -241,7 +286,7 @@ def test_a_whole_checkpoint_is_there_at_every_moment_of_a_save(run):
 
     seen = []
     session = Session(run)
-    trainer = trainer_of(session, save_steps=1)
+    trainer = trainer_of(session, save_steps=1, save_total_limit=1)
     trainer.callback_handler.callbacks.insert(0, Look())
     sit(session, trainer)
     assert [step for step, _ in seen] == list(range(1, 9))

@@ -16,9 +16,11 @@ from finelab.train.tuner import (
     Search,
     Setting,
     first_batch,
+    keep,
     micro_batches,
     out_of_memory,
     read,
+    recorded,
     rows_of,
     sample,
     tune,
@@ -224,6 +226,19 @@ def test_a_tuning_is_read_back_as_it_was_and_measured_once(run, profile):
     assert tune(run, profile, model=None, tokenizer=None, rows=None) == tuned
     (run.checkpoints / "checkpoint-2").mkdir(parents=True)
     assert tune(run, profile, model=None, tokenizer=None, rows=None) == tuned
+
+
+def test_a_tuning_holds_for_its_machine_and_data_until_training_has_begun(run, profile, preset):
+    tuned = search(Machine(lambda setting: 100 * setting.per_device_train_batch_size))
+    run.record("data", {"sha256": "a"})
+    keep(run, profile, tuned)
+    other = machine.decide(dataclasses.replace(CPU, name="another", cpu_bfloat16=False), preset)
+    assert recorded(run, profile, begun=False) == tuned
+    assert recorded(run, other, begun=False) is None
+    begun = recorded(run, other, begun=True)
+    assert begun == dataclasses.replace(tuned, bf16=False)  # the other machine has no bfloat16
+    run.record("data", {"sha256": "b"})
+    assert recorded(run, profile, begun=False) is None
 
 
 def test_without_tuning_the_recipe_is_the_setting(tmp_path, preset, profile):
