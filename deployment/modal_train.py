@@ -41,7 +41,7 @@ def image() -> modal.Image:
     return (
         found.uv_pip_install(requirements=[lock], extra_options="--no-deps", uv_version="0.13.9")
         .add_local_dir(ROOT / "finelab", "/root/finelab", ignore=["**/__pycache__"])
-        .add_local_dir(ROOT / "notebooks", "/root/notebooks")
+        .add_local_dir(ROOT / "notebooks", "/root/notebooks", ignore=["**/__pycache__"])
         .add_local_file(HERE / "train_on_volume.py", "/root/train_on_volume.py")
     )
 

@@ -137,8 +137,9 @@ def test_the_evidence_has_the_promised_keys(whole):
 def test_the_held_out_loss_on_the_way_and_the_tuned_batches_reach_the_trainer(lab):
     """What the small runs leave out: measured batches, intervals, early stopping, the best adapter kept."""
     changes = ["training.tune=true", "training.eval_steps=2", "training.early_stopping_patience=1"]
+    code, output = lab.run(*small("watched", *changes), "--stages", "data,train")
+    assert code == 0, output
     notebook = lab.runs / "watched" / "notebooks" / "03_train.ipynb"
-    lab.kill_when(notebook, *small("watched", *changes))
     evidence = json.loads((lab.runs / "watched" / "evidence.json").read_text(encoding="utf-8"))
     assert [trial["verdict"] for trial in evidence["tuning"]["trials"]].count("chosen") == 1
     assert evidence["training"]["best_heldout_loss"] < 5
@@ -199,7 +200,8 @@ def test_killed_in_training_it_goes_on_and_ends_the_same(lab, whole):
     lab.kill_when(sealed, *small("killed"))
     assert not (lab.runs / "killed" / "adapter").exists()
 
-    code, output = lab.run(*small("killed"))
+    # what is published and talked to is the adapter, whose bytes are compared
+    code, output = lab.run(*small("killed"), "--stages", "data,adapter,train,evaluate")
     assert code == 0, output
     assert "01_data: done before, kept" in output
     evidence = json.loads((lab.runs / "killed" / "evidence.json").read_text(encoding="utf-8"))
@@ -237,17 +239,11 @@ SHAREGPT = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("empty.jsonl", "", "is empty"),
         ("columns.jsonl", '{"text": "hello"}\n' * 20, "no conversation column"),
-        (
-            "questions.jsonl",
-            '{"conversations": [{"from": "human", "value": "q"}]}\n' * 20,
-            "no answer to a question",
-        ),
         ("few.jsonl", json.dumps(SHAREGPT) + "\n", "both are needed"),
     ],
 )
-def test_bad_data_is_one_sentence_and_the_run_goes_on_once_it_is_mended(lab, tmp_path, name, content, said):
+def test_bad_data_is_one_sentence(lab, tmp_path, name, content, said):
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     options = ["--run", name.partition(".")[0], "--data", str(path)]
