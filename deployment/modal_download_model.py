@@ -50,7 +50,8 @@ def download(references: list[str], force: bool) -> dict[str, Any]:
         todo = list(references)
         while todo:
             found = fetch(*split(todo.pop(0)), force)
-            if found["base"] and not (Path(MODELS) / found["base"] / MANIFEST).exists():
+            present = {each["repo_id"].lower() for each in on_volume()}  # adapters write names in any case
+            if found["base"] and found["base"].lower() not in present:
                 todo.append(found["base"])
     except Refused as refused:
         return {"refused": str(refused)}

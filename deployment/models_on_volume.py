@@ -57,14 +57,21 @@ def choose(serve: str) -> tuple[tuple[str, dict[str, Any]], dict[str, dict[str, 
 def read_manifest(reference: str) -> dict[str, Any]:
     """The manifest of `owner/name[@commit]`; Refused when that is not what the volume holds."""
     repo_id, _, revision = reference.partition("@")
-    path = Path(MODELS) / repo_id / MANIFEST
     get_it = f"run `modal run deployment/modal_download_model.py --model {reference}` first."
-    if not path.is_file():
+    if (path := find_manifest(repo_id)) is None:
         raise Refused(f"{repo_id} is not on the volume {VOLUME}: {get_it}")
     manifest = read_json(path)
     if not manifest["revision"].startswith(revision):
         raise Refused(f"the volume {VOLUME} has {repo_id} at {manifest['revision'][:7]}: {get_it}")
     return manifest
+
+
+def find_manifest(repo_id: str) -> Path | None:
+    """Where a model's manifest is: the Hub knows a name in any case, a volume only as the Hub writes it."""
+    folders = sorted(path.parent for path in Path(MODELS).glob(f"*/*/{MANIFEST}"))
+    present = {folder.relative_to(MODELS).as_posix(): folder / MANIFEST for folder in folders}
+    alike = [path for name, path in present.items() if name.lower() == repo_id.lower()]
+    return present.get(repo_id) or next(iter(alike), None)
 
 
 def lora_rank(name: str, config: dict[str, Any]) -> int:

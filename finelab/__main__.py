@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 
 from finelab.commands import chat, doctor, notebooks, plan, run, serve, test
@@ -53,5 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def write_utf8() -> None:
+    """Make both streams UTF-8: into a file or a pipe Windows writes cp1252, which has no emoji."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where there is no console
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 if __name__ == "__main__":
+    write_utf8()
     sys.exit(main())

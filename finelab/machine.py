@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.metadata
 import os
 import platform
@@ -159,6 +160,20 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def release_memory() -> None:
+    """Give back what was deleted, on the card too, and begin its peak anew.
+
+    `del` alone does not: an Unsloth model refers to itself (its `generate` is bound to it) and waits for the
+    garbage collector, and torch keeps a card's freed memory.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def keep_freed_memory() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import gradio as gr
-from openai import OpenAI, OpenAIError
+from openai import APIStatusError, OpenAI, OpenAIError
 
 url = os.environ.get("FINELAB_URL", "http://127.0.0.1:8000").rstrip("/")
 client = OpenAI(base_url=f"{url}/v1", api_key=os.environ.get("FINELAB_API_KEY") or "none", timeout=300)
@@ -28,7 +29,10 @@ def answer(model: str, prompt: str, temperature: float, seed: int) -> Iterator[s
                     text += chunk.choices[0].delta.content
                     yield text
     except OpenAIError as error:
-        yield f"{text}\n\n[The server at {url} did not answer to the end: {error}]"
+        print(f"{url}: {error!r}", file=sys.stderr)  # the Space's log, which its owner alone sees
+        # Not the error's own text: it may hold the address, which a visitor must not have.
+        what = f"status {error.status_code}" if isinstance(error, APIStatusError) else type(error).__name__
+        yield f"{text}\n\n[The server did not answer to the end: {what}]"
 
 
 def both(prompt: str, temperature: float, seed: int) -> Iterator[tuple[str, str]]:

@@ -23,10 +23,11 @@ class Answers:
 
 
 def first_of_each_source(rows: Any, limit: int) -> list[list[Message]]:
-    """The first conversation of each source in the rows, at most `limit` of them."""
+    """The first conversation of each source in the rows that was not cut, at most `limit` of them."""
     found: dict[str, list[Message]] = {}
     for row in rows:
-        found.setdefault(row["source"], conversation(row).messages)
+        if not row.get("truncated"):
+            found.setdefault(row["source"], conversation(row).messages)
     return list(found.values())[:limit]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,14 @@ class Engine:
         tokenizer: Any,
         max_concurrency: int = 4,
         max_queue: int = 16,
+        adapters: Mapping[str, str] | None = None,  # PEFT's name of each, by model id
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_concurrency = max_concurrency
         self.max_queue = max_queue
         self.eos = end_tokens(model, tokenizer)
+        self._peft_names = {**(adapters or {}), BASE: PEFT_BASE}
         self._names: list[str] = []  # of each row's adapter, in the forward that is running
         self.piece = PIECE.get(model.device.type, 64)
         self.alive = True
@@ -200,9 +202,9 @@ class Engine:
 
         rows = [each.row for each in running]
         tokens, positions, mask = self._rows.look(rows, ids)
-        names = dict(zip(rows, (each.answer.model for each in running), strict=True))
+        models = dict(zip(rows, (each.answer.model for each in running), strict=True))
         span = range(rows[0], rows[-1] + 1)
-        self._names = [PEFT_BASE if names.get(row, BASE) == BASE else names[row] for row in span]
+        self._names = [self._peft_names[models.get(row, BASE)] for row in span]
         device = self.model.device
         output = self.model(
             input_ids=torch.tensor(tokens, device=device),

@@ -39,7 +39,8 @@ def start_server(run: Run) -> LocalServer:
             [sys.executable, "-m", "finelab", "serve", "--port", "0"],
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             cwd=Path(__file__).parents[2],
             env={**os.environ, RUN_VARIABLE: str(run.folder.absolute())},
         )
@@ -47,7 +48,7 @@ def start_server(run: Run) -> LocalServer:
     line = process.stdout.readline()  # ends with the process, should it fail
     if not line.startswith(READY):
         process.wait()
-        said = log.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"]
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
         raise LabError(f"the server did not start: {said[-1].removeprefix('finelab: ')}")
     atexit.register(process.terminate)
     return LocalServer(process, line.removeprefix(READY).strip())

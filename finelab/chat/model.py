@@ -12,6 +12,7 @@ from typing import Any
 from finelab.chat.prompt import render_prompt
 from finelab.chat.text import Text
 from finelab.data.conversation import Message
+from finelab.errors import LabError
 from finelab.recipe import Chat
 from finelab.run import Run
 
@@ -40,11 +41,12 @@ class ChatModel:
     ) -> Iterator[str]:
         """The answer piece by piece, up to a stop string; closing the iterator stops the generation.
 
-        `options` go to `generate`; what is left out is the recipe's.
+        `options` go to `generate`; what is left out is the recipe's. LabError when the prompt is too long.
         """
         import torch
 
         inputs = self.tokenizer(self.prompt(messages), add_special_tokens=False, return_tensors="pt")
+        self._require_room(inputs["input_ids"].shape[1])
         streamer = _streamer(Text(self.tokenizer, stop))
         chosen = {**self._sampling(temperature), **options}
 
@@ -78,6 +80,15 @@ class ChatModel:
     def answer(self, messages: list[Message], tuned: bool = True, **options: Any) -> str:
         """The whole answer; `options` as for `stream`."""
         return "".join(self.stream(messages, tuned, **options)).strip()
+
+    def _require_room(self, tokens: int) -> None:
+        """LabError for what Unsloth's model on a card would cut at its end, the newest question first."""
+        room = getattr(self.model, "max_seq_length", tokens)
+        if self.model.device.type == "cuda" and tokens > room:
+            raise LabError(
+                f"the conversation has {tokens} tokens, and the model was loaded for {room}: begin a new "
+                "one, or load it with a larger max_seq_length."
+            )
 
     def _sampling(self, temperature: float | None) -> dict[str, Any]:
         chosen = self.settings.temperature if temperature is None else temperature

@@ -29,7 +29,7 @@ class Request(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     model: str
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -85,7 +85,7 @@ class Request(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream holds beside the text."""
 
-    include_usage: bool = False
+    include_usage: bool | None = False
 
 
 class TextPart(BaseModel):

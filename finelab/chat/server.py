@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,11 +21,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 import finelab
-from finelab.chat import voice
+from finelab.chat import docs_page, voice
 from finelab.chat.guard import Guard, error_response, too_large
 from finelab.chat.metrics import Metrics
 from finelab.chat.requests import ApiError
 from finelab.chat.routes import Routes, Served
+
+# Browsers run no module and no style sheet of another type, and Windows takes types from its registry.
+TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
 
 
 class ErrorDetail(BaseModel):
@@ -56,7 +60,10 @@ def build_app(
         with served.engine:
             yield
 
-    app = FastAPI(title="finelab", version=finelab.__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="finelab", version=finelab.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.add_route("/docs", docs_page.show, include_in_schema=False)  # FastAPI's runs scripts of a CDN
     metrics = Metrics(served.engine)
     _add_routes(app, Routes(served, metrics))
     app.add_middleware(Guard, keys=keys, hosts=hosts, metrics=metrics)  # type: ignore[arg-type]
@@ -81,6 +88,8 @@ def build_app(
 
 def _add_page(app: FastAPI, page: Path) -> None:
     """The page's files under their own names: one mount at / would answer for every unknown route."""
+    for suffix, kind in TYPES.items():
+        mimetypes.add_type(kind, suffix)
     for path in page.iterdir():
         if path.is_dir():
             app.mount(f"/{path.name}", StaticFiles(directory=path))

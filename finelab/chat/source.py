@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finelab import recipe as recipes
 from finelab.chat.engine import BASE, Engine
@@ -16,6 +16,7 @@ from finelab.errors import LabError
 from finelab.recipe import Recipe
 from finelab.run import Run
 
+T = TypeVar("T")
 TUNED = "tuned"
 CONTEXT = 4096  # tokens, where the model has more and nobody asked for another length
 PER_SOURCE, PROMPTS = 3, 24  # what of the held-out rows is shown as a gallery
@@ -39,14 +40,32 @@ class Source:
 
 def of_runs(runs: Sequence[Run]) -> Source:
     """The runs' adapters: the first is "tuned", the others have their runs' names."""
-    named = {TUNED if number == 0 else run.name: run for number, run in enumerate(runs)}
+    pairs = ((TUNED if number == 0 else run.name, run) for number, run in enumerate(runs))
+    named = by_id(pairs, "serve that run with --run, or give its folder another name")
     adapters = {name: run.require(run.adapter, "03_train") for name, run in named.items()}
     return Source(base_of(runs[0].adapter), adapters, runs[0].recipe, named)
 
 
-def of_folders(base: str, adapters: Mapping[str, Path]) -> Source:
+def of_folders(base: str, adapters: Iterable[tuple[str, Path]]) -> Source:
     """A model without a run; the default recipe says how it answers."""
-    return Source(base, adapters, recipes.load_preset("smollm2-135m"))
+    named = by_id(adapters, "choose another NAME in --adapter NAME=FOLDER")
+    return Source(base, named, recipes.load_preset("smollm2-135m"))
+
+
+def by_id(pairs: Iterable[tuple[str, T]], mend: str) -> dict[str, T]:
+    """The pairs by model id; LabError when two have one id, or one has the base's."""
+    found: dict[str, T] = {}
+    for id_, item in pairs:
+        if id_ == BASE or id_ in found:
+            taken = "the base model" if id_ == BASE else "another adapter"
+            raise LabError(f"an adapter would be served as {id_!r}, which {taken} is called already; {mend}.")
+        found[id_] = item
+    return found
+
+
+def peft_names(adapters: Iterable[str]) -> dict[str, str]:
+    """PEFT's name for each adapter, which may be no attribute of a layer and hold no dot, as ids may."""
+    return {id_: f"adapter_{number}" for number, id_ in enumerate(adapters)}
 
 
 def serve(
@@ -57,7 +76,7 @@ def serve(
     first = next(iter(source.runs.values()), None)
     chat = source.recipe.chat
     return Served(
-        engine=Engine(model, tokenizer, max_concurrency, max_queue),
+        engine=Engine(model, tokenizer, max_concurrency, max_queue, peft_names(source.adapters)),
         models=entries(source),
         max_model_len=context_length(model, max_model_len),
         date_string=source.recipe.data.date_string,
@@ -67,7 +86,7 @@ def serve(
 
 
 def load_model(base: str, adapters: Mapping[str, Path], dtype: Any, device: str) -> tuple[Any, Any]:
-    """The base model with its adapters under the names of `adapters`, and the tokenizer.
+    """The base model with its adapters under their `peft_names`, and the tokenizer.
 
     LabError when an adapter belongs to another base, or the model is of a kind that is not served here.
     """
@@ -90,7 +109,7 @@ def load_model(base: str, adapters: Mapping[str, Path], dtype: Any, device: str)
     if kinds:
         raise LabError(f"{base} has layers of kind {sorted(kinds)[0]}, which are not served here; use vLLM.")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map=device)
-    for name, folder in adapters.items():
+    for name, folder in zip(peft_names(adapters).values(), adapters.values(), strict=True):
         if isinstance(model, PeftModel):
             model.load_adapter(folder, adapter_name=name, autocast_adapter_dtype=False)
         else:

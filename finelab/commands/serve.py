@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key-file", metavar="FILE", help=f"keys, one on a line; or {KEYS}=KEY,KEY")
     parser.add_argument(
         "--allow-origin",
+        type=lambda url: url.rstrip("/"),  # a browser's Origin has none at its end
         metavar="URL",
         action="append",
         default=[],
@@ -109,7 +110,7 @@ def load(args: argparse.Namespace) -> Served:
     from finelab.chat.source import of_folders, of_runs, serve
 
     if args.model:
-        source = of_folders(args.model, dict(map(_named_folder, args.adapter)))
+        source = of_folders(args.model, map(_named_folder, args.adapter))
     else:
         first = open_run() if RUN_VARIABLE in os.environ and not args.run else None
         source = of_runs([first or named_run(args.run or default_recipe()), *map(named_run, args.also)])

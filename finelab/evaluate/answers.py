@@ -49,12 +49,13 @@ class Prompt:
 
 
 def prompts(rows: Iterable[Mapping[str, Any]], per_source: int) -> list[Prompt]:
-    """The first rows of each source as prompts; rows in which tools are called are left out."""
+    """The first rows of each source as prompts, without those that were cut or in which tools are called."""
     taken: Counter[str] = Counter()
     found = []
     for row in rows:
         source, messages = row["source"], conversation(row).messages
-        if taken[source] < per_source and all(set(each) == {"role", "content"} for each in messages):
+        plain = all(set(each) == {"role", "content"} for each in messages)
+        if taken[source] < per_source and plain and not row.get("truncated"):
             taken[source] += 1
             *asked, last = messages
             result = result_of(_as_row(source, asked, last["content"]))

@@ -14,6 +14,7 @@ from finelab.files import write_text
 from finelab.run import Run
 
 FOLDER = ".base"  # beside the runs
+PIECE = 1 << 24  # weights that are added up at once
 
 
 def base_losses(run: Run, model: Any, rows: Any) -> TokenLosses:
@@ -37,12 +38,17 @@ def _is_base(model: Any) -> bool:
     return all(not weight.any() for name, weight in model.named_parameters() if ".lora_B." in name)
 
 
-def _key(model: Any, rows: Any) -> str:
-    """Of the frozen weights, by their sums, the rows, and what computes."""
+def _sums(weight: Any) -> list[float]:
+    """Of pieces: torch would copy the whole embedding to float64, 3 GB for Llama 3.2 3B."""
     import torch
 
+    return [float(part.sum(dtype=torch.float64)) for part in weight.detach().reshape(-1).split(PIECE)]
+
+
+def _key(model: Any, rows: Any) -> str:
+    """Of the frozen weights, by their sums, the rows, and what computes."""
     frozen = [weight for weight in model.parameters() if not weight.requires_grad]
-    sums = torch.stack([weight.sum(dtype=torch.float64).cpu() for weight in frozen]).tolist()
+    sums = [sum(_sums(weight)) for weight in frozen]
     said = [sums, str(model.dtype), str(model.device), machine.versions()]
     said += [list(rows["input_ids"]), list(rows["labels"])]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

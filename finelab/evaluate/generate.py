@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BATCH = 32  # prompts answered at once
+TOKENS = 8192  # prompts' and answers' together: keys and values take 0.9 GB of a card for Llama 3.2 3B
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,30 @@ def generate(
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature:
         sampling = {"do_sample": True, "temperature": temperature, "min_p": min_p}
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    lengths = [len(tokenizer(each, add_special_tokens=False)["input_ids"]) for each in prompts]
     answers: dict[int, Answer] = {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in tqdm(range(0, len(order), BATCH), progress, unit="batch", delay=2):
-            batch = order[start : start + BATCH]
+        for batch in tqdm(batches(lengths, max_new_tokens), progress, unit="batch", delay=2):
             texts = [prompts[index] for index in batch]
             found = _batch(model, tokenizer, texts, max_new_tokens=max_new_tokens, **sampling)
             answers.update(zip(batch, found, strict=True))
     return [answers[index] for index in range(len(prompts))]
+
+
+def batches(lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
+    """The numbers of the prompts answered together, the shortest first.
+
+    `lengths` are the prompts' tokens. A batch has up to BATCH rows, and TOKENS tokens unless one has more.
+    """
+    found: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        rows = min(BATCH, TOKENS // (lengths[index] + max_new_tokens))
+        if found and len(found[-1]) < rows:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return found
 
 
 def _batch(model: Any, tokenizer: Any, prompts: list[str], **settings: Any) -> list[Answer]:

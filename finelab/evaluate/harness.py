@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,14 @@ def harness(
         )
     with tempfile.TemporaryDirectory() as folder:
         command = harness_command(model, tasks, Path(folder), include_path, limit, device)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "PYTHONUTF8": "1"},  # its tables have an arrow, which cp1252 has not
+            check=False,
+        )
         results = sorted(Path(folder).rglob("results_*.json"))
         if done.returncode or not results:
             words = (done.stderr or done.stdout).strip()[-SHOWN:]

@@ -24,6 +24,9 @@ from finelab.train.batches import Batch, collated, flattens, positions
 WARM_UP = (1, 0, 0.5)  # by size: the largest batch, which shows the memory, the smallest, a middle one
 GOLDEN = 0.618034  # its multiples, less their whole part, lie evenly between 0 and 1 however many there are
 FEWEST, MOST = 6, 20  # micro-batches that are timed
+UNSLOTH_MARKER = (
+    "_unsloth_pretrain_marker"  # by it Unsloth's `train` knows that a step came before, and resets
+)
 COUNTERS = ("_metrics", "_total_train_tokens")  # what TRL's trainer counts, and reports in its next log
 
 
@@ -106,11 +109,22 @@ def prepared(trainer: Any) -> Iterator[Any]:
     """Yield the model wrapped as `train` wraps it, and put back whatever a training step changes."""
     counters = {name: copy.deepcopy(vars(trainer)[name]) for name in COUNTERS if name in vars(trainer)}
     with unchanged(trainer.model):
+        _switch_checkpointing(trainer.model, trainer.args.gradient_checkpointing)
         try:
             yield trainer.accelerator.prepare_model(trainer.model)
         finally:
             trainer.accelerator.free_memory()
             vars(trainer).update(counters)
+
+
+def _switch_checkpointing(model: Any, wanted: bool) -> None:
+    """As `train` does: on a card Unsloth makes its trainer with checkpointing off, whatever was asked for."""
+    if bool(model.is_gradient_checkpointing) == wanted:
+        return
+    if wanted:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
 
 
 @contextlib.contextmanager
@@ -124,7 +138,12 @@ def unchanged(model: Any) -> Iterator[None]:
 
     modules = [(module, dict(vars(module))) for module in model.modules()]
     # Dictionaries are filled again and not replaced: a hook's handle knows the one it was put into.
-    contents = [(each, dict(each)) for _, kept in modules for each in kept.values() if isinstance(each, dict)]
+    contents = [
+        (each, dict(each))
+        for _, kept in modules
+        for name, each in kept.items()
+        if isinstance(each, dict) and name != UNSLOTH_MARKER
+    ]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cards_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

@@ -14,7 +14,7 @@ from typing import Any
 from finelab.adapter import save_on_published_base
 from finelab.errors import LabError
 from finelab.files import staged, writing
-from finelab.machine import peak_memory_bytes, require_free_space
+from finelab.machine import peak_memory_bytes, release_memory, require_free_space
 from finelab.run import ACCEPT_VARIABLE, Run
 from finelab.train import distributed
 from finelab.train.certificate import Chain, watching
@@ -190,6 +190,7 @@ class Session:
     def begin(self, model: Any, optimizer: Any) -> None:
         """The trainer is restored and about to train: is it what the checkpoint was?"""
         self.chain.check_model(model, optimizer)
+        release_memory()  # the probe's and the base's evaluation
         self._began = time.monotonic()
         self._stop.begin()
         earlier = self.run.evidence().get("training", {}) if self._start else {}

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import math
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from typing import Any
 
 from finelab.data.xray import packed_rows
 from finelab.errors import LabError
-from finelab.machine import Profile
+from finelab.machine import Profile, release_memory
 from finelab.recipe import SAMPLING, Recipe
 from finelab.run import Run
 from finelab.show import Live
@@ -39,6 +39,9 @@ MARGIN = 1.03  # by so much a setting has to be faster, twice, to replace anothe
 LOSS_TOLERANCE = 0.01  # nats per trained token; bf16 alone moves the loss by up to 0.006
 TOKENS_TOLERANCE = 0.15  # by which packed rows may change the tokens of an optimizer step
 LEAST_S, MOST_S, SHARE = 25.0, 300.0, 0.03  # a tuning may take 3 % of its run, within these bounds
+NO_MEMORY = re.compile(
+    r"can't allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE
+)  # Triton's, cuBLAS's
 STEPS = 2  # optimizer steps whose rows make a trial
 
 
@@ -130,6 +133,14 @@ def tune(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> T
     what they were. LabError when nothing fits into the memory, and when a training that has begun has no
     readable record of its setting.
     """
+    tuned = _tuned(run, profile, model, tokenizer, rows)
+    if hasattr(model, "_unsloth_gradient_checkpointing") and not tuned.gradient_checkpointing:
+        # On a card Unsloth's `train` does not ask the trainer, but what the adapter was made with.
+        model._unsloth_gradient_checkpointing = False
+    return tuned
+
+
+def _tuned(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> Tuned:
     reference = setting_of(run.recipe, profile)
     if not run.recipe.training.tune:
         return Tuned(**dataclasses.asdict(reference))
@@ -457,16 +468,13 @@ def trial(
     """Forward and backward of these rows with a setting, and everything put back; None when out of memory."""
     try:
         with unchanged(model):
-            trainer = trainer_of(setting, run, profile, model, tokenizer, rows)
-            if bool(model.is_gradient_checkpointing) != setting.gradient_checkpointing:
-                _switch_checkpointing(model, setting.gradient_checkpointing)
-            return measured(trainer, setting)
+            return measured(trainer_of(setting, run, profile, model, tokenizer, rows), setting)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         return None
     finally:
-        _give_back()
+        release_memory()  # what a trial took is no part of the run's own peak
 
 
 def trainer_of(setting: Setting, run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> Any:
@@ -491,13 +499,6 @@ def trainer_of(setting: Setting, run: Run, profile: Profile, model: Any, tokeniz
                 **Tuned(**dataclasses.asdict(setting)).arguments(profile),
             ),
         )
-
-
-def _switch_checkpointing(model: Any, wanted: bool) -> None:
-    if wanted:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_disable()
 
 
 def measured(trainer: Any, setting: Setting) -> Measured:
@@ -546,16 +547,7 @@ def out_of_memory(error: BaseException) -> bool:
     import torch
 
     known = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, known) or "can't allocate memory" in str(error)
-
-
-def _give_back() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()  # what a trial took is no part of the run's own peak
+    return isinstance(error, known) or NO_MEMORY.search(str(error)) is not None
 
 
 @contextlib.contextmanager

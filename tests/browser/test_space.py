@@ -44,9 +44,26 @@ def test_both_models_are_asked_with_the_same_prompt_and_seed(space, server):
 def test_an_error_is_said_and_never_holds_the_key(space, server):
     server.by_model = {"base": Fail(401, "invalid_api_key", "Wrong key."), "tuned": Say("fine")}
     base, tuned = list(space.both("hello", 0.5, 7))[-1]
-    assert "did not answer to the end" in base
+    assert "did not answer to the end: status 401" in base
     assert "space-key" not in base
     assert tuned == "fine"
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (lambda url: Fail(404, "not_found", f"no function behind {url}"), "status 404"),
+        (lambda url: Say("one two", error=f"upstream {url} broke"), "APIError"),
+    ],
+    ids=["refused", "broken off"],
+)
+def test_an_error_never_holds_the_servers_address(space, server, capsys, reply, said):
+    server.by_model = {"base": reply(server.url), "tuned": reply(server.url)}
+    base, tuned = list(space.both("hello", 0.5, 7))[-1]
+    for shown in (base, tuned):
+        assert shown.endswith(f"[The server did not answer to the end: {said}]")
+        assert "127.0.0.1" not in shown
+    assert server.url in capsys.readouterr().err  # the Space's log, for its owner
 
 
 def test_the_front_matter_names_the_app_and_a_version():

@@ -12,7 +12,8 @@ from finelab.chat.sampling import Sampling
 from tests import tiny
 
 GREEDY = Sampling(temperature=0, ignore_eos=True)
-MODELS = ("base", "default", "other")  # PEFT calls the first adapter "default"
+ADAPTERS = {"first": "default", "second": "other"}  # the names that PEFT has for them
+MODELS = ("base", *ADAPTERS)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def model(tokenizer):
 
 @pytest.fixture
 def engine(model, tokenizer):
-    with Engine(model, tokenizer, max_concurrency=3, max_queue=4) as running:
+    with Engine(model, tokenizer, max_concurrency=3, max_queue=4, adapters=ADAPTERS) as running:
         yield running
 
 
@@ -66,7 +67,7 @@ def alone(model, prompt, name, count):
     if name == "base":
         with model.disable_adapter():
             return model.generate(input_ids=ids, **options)[0, len(prompt) :].tolist()
-    model.set_adapter(name)
+    model.set_adapter(ADAPTERS[name])
     return model.generate(input_ids=ids, **options)[0, len(prompt) :].tolist()
 
 
@@ -79,7 +80,7 @@ requests = st.tuples(
 @settings(max_examples=60, deadline=None)
 @given(asked=st.lists(requests, min_size=1, max_size=7), piece=st.integers(1, 6))
 def test_answers_made_together_are_those_made_alone(model, tokenizer, asked, piece):
-    with Engine(model, tokenizer, max_concurrency=4, max_queue=4) as running:
+    with Engine(model, tokenizer, max_concurrency=4, max_queue=4, adapters=ADAPTERS) as running:
         running.piece = piece
         made = [Asked(begin + rest, name, max_tokens=count) for begin, rest, name, count in asked]
         running.submit([each.answer for each in made])
@@ -90,12 +91,12 @@ def test_answers_made_together_are_those_made_alone(model, tokenizer, asked, pie
 
 
 def test_a_second_turn_reads_only_what_is_new(engine, model):
-    first = Asked([1, 2, 3, 4], "default", max_tokens=5)
+    first = Asked([1, 2, 3, 4], "first", max_tokens=5)
     engine.submit([first.answer])
     ids, _, _ = first.result()
-    second = Asked([1, 2, 3, 4, *ids, 9, 8], "default")
+    second = Asked([1, 2, 3, 4, *ids, 9, 8], "first")
     engine.submit([second.answer])
-    assert second.result()[0] == alone(model, [1, 2, 3, 4, *ids, 9, 8], "default", 6)
+    assert second.result()[0] == alone(model, [1, 2, 3, 4, *ids, 9, 8], "first", 6)
     assert second.answer.cached == 8  # the last drawn token was never read
 
 

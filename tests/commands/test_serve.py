@@ -5,10 +5,11 @@ import socket
 import pytest
 
 from finelab import LabError
-from finelab.__main__ import main
+from finelab.__main__ import build_parser, main
 from finelab.chat import source
 from finelab.commands import run as command
 from finelab.commands.serve import listening, read_keys
+from finelab.run import create_run
 from tests import tiny
 
 
@@ -60,6 +61,33 @@ def test_an_adapter_is_a_name_and_a_folder(tmp_path, capsys):
     for text in ("tuned", f"tuned={tmp_path}"):
         said = failure(capsys, "--model", str(tmp_path), "--adapter", text, "--port", "0")
         assert f"--adapter {text}: expected NAME=FOLDER with an adapter_config.json" in said
+
+
+@pytest.mark.parametrize(
+    ("also", "taken"),
+    [("base", "the base model"), ("tuned", "another adapter")],
+)
+def test_a_run_whose_name_is_taken_is_refused(tmp_path, preset, monkeypatch, capsys, also, taken):
+    monkeypatch.setattr(command, "RUNS", tmp_path)
+    for name in ("mine", also):
+        create_run(tmp_path / name, preset).adapter.mkdir()
+    said = failure(capsys, "--run", "mine", "--also", also, "--port", "0")
+    assert f"served as {also!r}, which {taken} is called already; serve that run with --run" in said
+
+
+@pytest.mark.parametrize("names", [("base",), ("one", "one")])
+def test_an_adapter_whose_name_is_taken_is_refused(tmp_path, capsys, names):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    adapters = [f"--adapter={name}={tmp_path}" for name in names]
+    said = failure(capsys, "--model", str(tmp_path), *adapters, "--port", "0")
+    assert f"served as {names[-1]!r}, which" in said
+    assert "choose another NAME in --adapter NAME=FOLDER" in said
+
+
+def test_an_origin_is_what_a_browser_sends_also_when_it_was_copied_with_its_slash():
+    asked = ["serve", "--allow-origin", "https://me-chat.hf.space/", "--allow-origin=http://localhost:3000"]
+    allowed = build_parser().parse_args(asked).allow_origin
+    assert allowed == ["https://me-chat.hf.space", "http://localhost:3000"]
 
 
 def test_adapters_of_different_bases_are_not_served_together(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from tests.conformance.conftest import error_of
 from tests.conformance.server import KEYS, ORIGIN
 
-OPEN = {"/", "/health", "/docs", "/openapi.json", "/docs/oauth2-redirect"}
+OPEN = {"/", "/health", "/docs", "/openapi.json"}
 PREFLIGHT = {
     "Access-Control-Request-Method": "POST",
     "Access-Control-Request-Headers": "authorization,content-type",

@@ -120,7 +120,9 @@ def test_a_completions_usage_comes_last_too(complete):
 
 
 @pytest.mark.parametrize(
-    "asked", [{}, {"stream_options": {"include_usage": False}}], ids=["left out", "false"]
+    "asked",
+    [{}, {"stream_options": {"include_usage": False}}, {"stream_options": {"include_usage": None}}],
+    ids=["left out", "false", "null"],
 )
 def test_usage_does_not_come_unasked(chat, asked):
     assert all(chunk.usage is None and chunk.choices for chunk in chat(stream=True, max_tokens=2, **asked))
@@ -128,6 +130,12 @@ def test_usage_does_not_come_unasked(chat, asked):
 
 def test_a_bad_request_for_a_stream_is_an_error_not_a_stream(refused):
     assert refused(stream=True, temperature=9)["param"] == "temperature"
+
+
+def test_a_stream_that_is_null_is_a_whole_answer(http, base):
+    body = {"model": base, "prompt": "Hi", "max_tokens": 1, "stream": None}
+    response = http.post("/v1/completions", json=body)
+    assert (response.status_code, response.json().get("object")) == (200, "text_completion")
 
 
 def test_stream_options_need_a_stream(refused):

@@ -84,6 +84,20 @@ def test_a_private_adapter_brings_its_base_and_force_fetches_again(modal, hub):
 
 
 @pytest.mark.slow
+def test_a_base_is_found_however_the_adapter_writes_its_name(modal, hub, script, monkeypatch):
+    """The Hub knows a name in any case, a volume does not."""
+    publish(hub, "org/Small", model_files())
+    publish(hub, "alice/tuned", adapter_files("org/small-unsloth-bnb-4bit"))
+    for asked in ("alice/tuned", "alice/Tuned"):
+        code, output = modal.command("run", SCRIPT, "--model", asked)
+        assert code == 0, output
+    assert output.count("is on the volume already") == 1  # of the base nothing was asked again
+    monkeypatch.setenv("FINELAB_MODELS_DIR", str(modal.volume("finelab-models")))
+    arguments = script("models_on_volume").model_arguments("tuned=alice/tuned", 4096)
+    assert arguments[0] == str(modal.volume("finelab-models") / "org/Small")
+
+
+@pytest.mark.slow
 def test_a_damaged_download_leaves_what_was_there_and_the_next_one_mends_it(modal, hub):
     put_on_volume(modal.volume("finelab-models"), "org/base", model_files(b"one!"), "a" * 40)
     second = publish(hub, "org/base", model_files(b"two!"))

@@ -255,6 +255,15 @@ def test_vllm_knows_every_flag(inference, tmp_path):
     assert told.middleware == ["gate.Gate"]
 
 
+@pytest.mark.parametrize("serve", ["tuned=me/first", "base=ORG/base,tuned=Me/First"])
+def test_a_model_is_found_in_whatever_case_it_is_named(inference, tmp_path, serve):
+    put_on_volume(tmp_path, "org/Base", model_files())
+    put_on_volume(tmp_path, "me/first", adapter_files("org/base"))
+    told = parsed(inference().vllm_command(serve))
+    assert told.model == str(tmp_path / "org/Base")
+    assert told.lora_modules == [f"tuned={tmp_path / 'me/first'}"]
+
+
 def test_a_t4_has_no_bfloat16(inference, tmp_path):
     put_on_volume(tmp_path, "org/base", model_files())
     told = parsed(inference(FINELAB_GPU="T4").vllm_command("tuned=org/base"))

@@ -69,7 +69,10 @@ def test_each_source_gives_its_first_rows_and_no_tool_calls():
     rows = [split_row(row) for name in ("sorting", "counting") for row in samples(name, 3)]
     calling = split_row(samples("counting", 1)[0])
     calling["messages"][-1]["tool_calls"] = "[]"
-    found = prompts([calling, *rows], 2)
+    cut = split_row(samples("counting", 1)[0]) | {
+        "truncated": True
+    }  # its question may not fit into the model
+    found = prompts([calling, cut, *rows], 2)
     assert [each.source for each in found] == ["sorting", "sorting", "counting", "counting"]
     assert found[0].messages == [{"role": "user", "content": rows[0]["messages"][0]["content"]}]
     assert found[0].reference == rows[0]["messages"][-1]["content"]

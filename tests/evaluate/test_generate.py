@@ -1,7 +1,10 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finelab.evaluate import Answer, generate
+from finelab.evaluate.generate import BATCH, TOKENS, batches
 from tests.tiny import base_model, tokenizer
 
 PROMPTS = ["the", "a the b the c", "xyz" * 7, "q"]
@@ -16,6 +19,15 @@ def model():
 
 def texts(answers):
     return [each.tokens for each in answers]
+
+
+@given(st.lists(st.integers(1, 9000), max_size=80), st.integers(1, 512))
+def test_every_prompt_is_in_one_batch_that_fits(lengths, max_new_tokens):
+    found = batches(lengths, max_new_tokens)
+    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
+    for batch in found:
+        longest = max(lengths[index] for index in batch) + max_new_tokens
+        assert len(batch) == 1 or (len(batch) <= BATCH and len(batch) * longest <= TOKENS)
 
 
 def test_a_padded_batch_gives_what_each_prompt_gives_alone(model):

@@ -30,6 +30,29 @@ def test_without_the_package_it_says_how_to_get_it():
         harness(Path("merged"), ["arc_challenge"])
 
 
+PRINTS_AN_ARROW = """
+import json, pathlib, sys
+print("|acc|↑|", flush=True)
+folder = pathlib.Path(sys.argv[sys.argv.index("--output_path") + 1])
+if "fails" not in sys.argv:
+    (folder / "results_1.json").write_text(json.dumps({"results": {"own": {"acc,none": 0.5}}}))
+"""
+
+
+def test_what_the_harness_prints_needs_no_alphabet_of_the_machines(tmp_path, monkeypatch):
+    """A stand-in for the package, which need not be installed, where a pipe is not UTF-8 by default."""
+    (tmp_path / "lm_eval").mkdir()
+    (tmp_path / "lm_eval" / "__init__.py").touch()
+    (tmp_path / "lm_eval" / "__main__.py").write_text(PRINTS_AN_ARROW, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    narrow = {"PYTHONPATH": str(tmp_path), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    for name, value in narrow.items():
+        monkeypatch.setenv(name, value)
+    assert harness(Path("merged"), ["own"]) == {"own": {"acc,none": 0.5}}
+    with pytest.raises(LabError, match=r"lm_eval failed on fails: .acc.↑"):
+        harness(Path("merged"), ["fails"])
+
+
 @pytest.fixture
 def model(tmp_path):
     base_model(vocab_size=260).save_pretrained(tmp_path / "model")

@@ -326,7 +326,7 @@ def repo_info(call: Handler, id: str, rev: str = "main") -> Answer:
     repo = call.store.repo(id, call.account)
     commit = repo.at(rev)
     siblings = [{"rfilename": path} for path in sorted(commit.files)]
-    return Answer({"id": id, "sha": commit.oid, "private": repo.private, "siblings": siblings})
+    return Answer({"id": repo.id, "sha": commit.oid, "private": repo.private, "siblings": siblings})
 
 
 @route("GET", "/api/models/{id}/auth-check(/write)?")

@@ -116,7 +116,7 @@ class Store:
 
     def repo(self, repo_id: str, account: Account | None, write: bool = False) -> Repo:
         """The repository, if this account may read it (or write to it)."""
-        repo = self.repos.get(repo_id)
+        repo = next((repo for id_, repo in self.repos.items() if id_.lower() == repo_id.lower()), None)
         owner = repo_id.partition("/")[0]
         readable = repo and (not repo.private or (account and account.name == owner))
         if not repo or not readable:

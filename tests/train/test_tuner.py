@@ -4,17 +4,20 @@ import dataclasses
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from finelab import LabError, machine, recipe
-from finelab.train import tuner
+from finelab.train import Session, tuner
+from finelab.train.probe import prepared
 from finelab.train.tuner import (
     LOSS_TOLERANCE,
     Measured,
     Rows,
     Search,
     Setting,
+    Tuned,
     first_batch,
     keep,
     micro_batches,
@@ -25,6 +28,7 @@ from finelab.train.tuner import (
     sample,
     tune,
 )
+from tests.train.sittings import trainer_of
 
 CPU = machine.Hardware(
     device="cpu", name="two cores", system="Linux", cores=2, memory_bytes=8 * 10**9, cpu_bfloat16=True
@@ -338,7 +342,30 @@ def test_memory_that_runs_out_is_told_from_other_errors():
         torch.empty(2**50)
     assert out_of_memory(failed.value)
     assert out_of_memory(MemoryError())
+    assert out_of_memory(RuntimeError("Triton Error [CUDA]: out of memory"))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
     assert not out_of_memory(RuntimeError("shapes do not fit"))
+
+
+def test_a_step_that_is_measured_recomputes_as_the_training_will(run):
+    """On a card Unsloth makes its trainer with checkpointing off, and `train` puts it on again."""
+    session = Session(run)
+    for wanted in (True, False):
+        trainer = trainer_of(session, gradient_checkpointing=wanted)
+        made_with = not wanted
+        if made_with:
+            trainer.model.gradient_checkpointing_enable()
+        with prepared(trainer) as model:
+            assert model.is_gradient_checkpointing is wanted
+        assert trainer.model.is_gradient_checkpointing is made_with
+
+
+def test_unsloths_model_is_told_when_the_tuning_leaves_checkpointing_out(run, profile):
+    model = SimpleNamespace(_unsloth_gradient_checkpointing="unsloth")
+    for checkpointing, told in ((True, "unsloth"), (False, False)):
+        keep(run, profile, Tuned(2, 4, "random", False, checkpointing, True))
+        tune(run, profile, model, tokenizer=None, rows=None)
+        assert model._unsloth_gradient_checkpointing == told
 
 
 SCRIPT = """

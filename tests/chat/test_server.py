@@ -1,0 +1,62 @@
+"""What the server shows in a browser: the page's files, and its own page of routes."""
+
+import mimetypes
+
+import pytest
+from fastapi.testclient import TestClient
+
+from finelab.chat.engine import Engine
+from finelab.chat.routes import Served
+from finelab.chat.server import build_app
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def served():
+    return Served(Engine(tiny.base_model(), tiny.tokenizer()), {"base": {}}, 100, "")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        (".js", "text/javascript"),
+        (".css", "text/css"),
+        (".svg", "image/svg+xml"),
+        (".html", "text/html"),
+    ],
+)
+def test_the_pages_files_have_the_types_that_browsers_ask_for(served, tmp_path, monkeypatch, suffix, kind):
+    mimetypes.init()
+    monkeypatch.setitem(mimetypes.types_map, suffix, "text/plain")  # as a Windows registry may have it
+    for folder in (tmp_path, tmp_path / "vendor"):
+        folder.mkdir(exist_ok=True)
+        (folder / f"file{suffix}").write_text("1", encoding="utf-8")
+    client = TestClient(build_app(served, page=tmp_path))
+    for path in (f"/file{suffix}", f"/vendor/file{suffix}"):
+        assert client.get(path).headers["content-type"].split(";")[0] == kind
+
+
+def test_the_docs_list_every_route(served):
+    client = TestClient(build_app(served))
+    text = client.get("/docs").text
+    assert 'href="openapi.json"' in text
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            assert f"<td>{method.upper()}<td><code>{path}</code>" in text
+    assert "An answer to a conversation." in text
+
+
+def test_the_docs_load_nothing_and_run_nothing(served):
+    response = TestClient(build_app(served)).get("/docs")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert not [sign for sign in ("//", "<script", "src=", "<link") if sign in response.text]
+
+
+def test_what_a_route_says_of_itself_is_no_html(served):
+    def compare():
+        """Whether 1 < 2 & <b>so</b> on."""
+
+    app = build_app(served)
+    app.add_api_route("/<i>", compare)
+    text = TestClient(app).get("/docs").text
+    assert "<code>/&lt;i&gt;</code><td>Whether 1 &lt; 2 &amp; &lt;b&gt;so&lt;/b&gt; on." in text
