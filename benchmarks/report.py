@@ -76,7 +76,9 @@ def row_of(folder: Path) -> dict:
 
 def models() -> list[str]:
     """The models that were fine-tuned."""
-    lines = ["| model | parameters | epochs | machine | time | change of the held-out loss | files |"]
+    lines = [
+        "| model | parameters | epochs | machine | training time | change of the held-out loss | files |"
+    ]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for row in read_models():
         links = ", ".join(f"[{name}]({url})" for name, url in row["links"].items()) or "here only"
@@ -89,7 +91,7 @@ def speeds() -> list[str]:
     """The cards' measured speeds, each beside what the others predict for it."""
     lines = [
         "| card | model | batch | steps a minute | padded tokens/s | one epoch "
-        "| predicted from the others | source |",
+        "| predicted from the others, against measured | source |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     rows = finetome()["rows"]

@@ -30,6 +30,7 @@ SETTINGS = {
     "loftq": {"lora.init_lora_weights": "loftq"},
     "pissa": {"lora.init_lora_weights": "pissa_niter_16"},
 }
+IN_16_BIT = {"model.load_in_4bit": False}  # PiSSA and LoftQ ask for it on a card, and all are compared on it
 DATA = {
     "all-rows": {},
     "quarter": {"data.limit": 115},
@@ -69,8 +70,10 @@ def main() -> None:
 
 def definition(name: str, gemma: Path | None) -> Sweep:
     """A sweep by its name; LabError when the second model is not there."""
-    if name != "models":
-        return Sweep("smollm2-135m", TOKENS, (1, 2, 3), SETTINGS if name == "settings" else DATA)
+    if name == "settings":
+        return Sweep("smollm2-135m", TOKENS, (1, 2, 3), SETTINGS, IN_16_BIT)
+    if name == "data":
+        return Sweep("smollm2-135m", TOKENS, (1, 2, 3), DATA)
     if gemma is None or not (gemma / "config.json").is_file():
         raise LabError("--gemma: expected the folder that `python benchmarks/gemma.py FOLDER` made.")
     settings = {"smollm2-135m": {}, "gemma-3-270m": {"model.model_name": str(gemma.absolute())}}

@@ -1,9 +1,13 @@
 import dataclasses
+import gc
 import platform
 import subprocess
 import sys
+import types
+import weakref
 
 import pytest
+import torch
 
 from finelab import LabError, machine
 from finelab.machine import Hardware, decide
@@ -74,6 +78,20 @@ def test_this_machine_is_read_and_kept_in_the_evidence(run):
 def test_too_little_disk_is_one_sentence(tmp_path):
     with pytest.raises(LabError, match="not enough disk for a test"):
         machine.require_free_space(tmp_path / "not" / "there", 10**18, "a test")
+
+
+def test_a_deleted_model_that_refers_to_itself_is_released():
+    model = torch.nn.Linear(2, 2)
+    model.generate = types.MethodType(lambda self: None, model)  # as Unsloth binds its own
+    weight = weakref.ref(model.weight)
+    gc.disable()  # so that no collection comes by chance
+    try:
+        del model
+        assert weight() is not None
+        machine.release_memory()
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif("glibc" not in platform.libc_ver()[0], reason="it is glibc that is told to keep memory")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from finelab.errors import LabError
 from finelab.run import NOTEBOOKS
 
 
@@ -15,8 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Serve the notebooks folder until JupyterLab is stopped."""
-    from jupyterlab.labapp import LabApp  # type: ignore[import-untyped]
+    """Serve the notebooks folder until JupyterLab is stopped; LabError where the lock has none."""
+    try:
+        from jupyterlab.labapp import LabApp  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise LabError(
+            f"{error.name} is not installed here, as on Paperspace, whose own Jupyter takes its place: open "
+            "notebooks/01_data.ipynb in Gradient's notebook view and choose the kernel finelab there."
+        ) from error
 
     os.chdir(NOTEBOOKS)
     LabApp.launch_instance([f"--ServerApp.root_dir={NOTEBOOKS}", *args.rest])

@@ -39,7 +39,7 @@ def short_disk(facts: Facts) -> Finding | None:
         "warning",
         f"{_gb(facts.runs_free_bytes)} are free for {facts.runs}, and {facts.recipe} keeps "
         f"{_gb(facts.needed_run_bytes)}",
-        "the disk is full before the merged model is written; free some space, or keep runs on another disk:",
+        "the disk is full before the model is published; free some space, or keep runs on another disk:",
         _other_runs(facts),
     )
 

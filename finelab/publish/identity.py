@@ -79,7 +79,11 @@ def answer_logits(model: Any, rows: Sequence[dict[str, Any]], positions: int = 9
 def greedy_answers(
     model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 16
 ) -> list[list[int]]:
-    """The greedy continuation of each rendered prompt, as ids."""
+    """The greedy continuation of each rendered prompt, as ids.
+
+    On CUDA without a cache: Unsloth's patched Llama decodes with one only where Unsloth itself loaded the
+    model, and the proof reads some with transformers alone.
+    """
     answers = []
     for prompt in prompts:
         inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
@@ -87,6 +91,7 @@ def greedy_answers(
             **inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            use_cache=model.device.type != "cuda",
             pad_token_id=tokenizer.pad_token_id,
         )
         answers.append(output[0, inputs["input_ids"].shape[1] :].tolist())

@@ -29,6 +29,7 @@ CPU_LOGITS = 16 * 2**20  # elements of a chunk of logits in Unsloth's CPU loss
 CPU_GAP = 1.2  # layers' saved activations that the kernels for a new batch shape take; 0.5 to 1.4 measured
 MOST_SHAPES = 64  # over so many shapes; oneDNN keeps 1,024 kernels at most
 STREAMED_MERGE = 250_000_000  # the interpreter; measured: 0.26 GB in all for 135M, 0.28 GB for 1B
+Q8_0 = 34 / 32  # bytes per weight in a GGUF of q8_0: blocks of 32 bytes with a 16-bit scale
 SHORTEST_LENGTH = 512  # `nearest_fit` does not cut rows below this: most answers would be gone
 
 
@@ -175,9 +176,8 @@ def flops_per_token(shape: ModelShape, setting: Setting) -> int:
 def memory(shape: ModelShape, setting: Setting) -> dict[str, int]:
     """Bytes by part while training: on the card, or in the process where there is none.
 
-    An estimate from above on small CUDA cards: 2.6 GiB reserved for [seed]'s setting, where 1.9 (2024) and
-    2.5 GiB (a newer Unsloth on a T4) were measured. Where much is free, Unsloth takes more logits at once: an
-    H200 reserved 9.3 GB for 4 x 2,048, which is estimated at 3.2 GB; there the probe is what counts.
+    An estimate from above on CUDA cards: 2.6 GiB reserved for [seed]'s setting, where 1.9 (2024) and 2.5 GiB
+    (a newer Unsloth on a T4) were measured, and 3.2 GB for 4 x 2,048, of which an H200 reserved 1.9.
     """
     adapter = shape.adapter(setting.r, setting.target_modules)
     cuda = setting.device == "cuda"
@@ -245,9 +245,11 @@ def _logits(shape: ModelShape, setting: Setting) -> int:
 
 
 def disk(shape: ModelShape, setting: Setting, save_total_limit: int) -> dict[str, int]:
-    """Bytes on disk by part: the base as it is loaded and merged, checkpoints, adapter, merged model.
+    """Bytes on disk by part, up to the end of notebook 04.
 
-    One checkpoint more than `save_total_limit` lies there while the newest is written.
+    One checkpoint more than `save_total_limit` lies there while the newest is written. What is compared is
+    Unsloth's own merge, then the pushed model fetched again: one of them at a time, deleted once compared.
+    Without a Hub token a folder takes the push: the merged model, and the adapter, made ready beside it.
     """
     tokenizer = 130 * shape.vocab_size  # tokenizer.json: 17 MB for Llama 3
     parameters = shape.adapter(setting.r, setting.target_modules)
@@ -258,6 +260,9 @@ def disk(shape: ModelShape, setting: Setting, save_total_limit: int) -> dict[str
         "checkpoints": (adapter + setting.optimizer_bytes * parameters) * (save_total_limit + 1),
         "adapter": adapter,
         "merged model": merged,
+        "GGUF": round((shape.body + shape.others) * Q8_0) + tokenizer,
+        "push without token": merged + 2 * adapter,
+        "copy to compare": merged,
     }
 
 

@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from finelab import LabError
 from finelab.data import IGNORE
 from finelab.publish import Weights, answer_logits, chain, greedy_answers, require_identity
+from finelab.publish.identity import MAX_KL, MIN_EFFECT, MIN_TOP1
+from tests.house.test_notebooks import cells
 from tests.tiny import base_model, with_adapter
+
+ROOT = Path(__file__).parents[2]
 
 ROWS = [
     {"input_ids": list(range(start, start + 20)), "labels": [IGNORE] * 8 + list(range(start + 8, start + 20))}
@@ -102,3 +108,31 @@ def test_the_evidence_has_the_promised_keys(base, tuned, merged):
         "greedy_match_share",
         "passed",
     ]
+
+
+def test_notebook_4_says_the_thresholds_as_they_are():
+    said = " ".join("\n".join(cells(ROOT / "notebooks" / "04_publish.ipynb", "markdown")).split())
+    assert f"mean KL of at most {MAX_KL} and a top-1 of at least {MIN_TOP1:.0%}".replace("%", " %") in said
+    assert f"more than {MIN_EFFECT:.0f} times" in said
+
+
+class OnCard:
+    """A model and its prompt on a card that is not here; it keeps what `generate` was asked."""
+
+    device = torch.device("cuda")
+    pad_token_id = 0
+
+    def __call__(self, text, **_):
+        ids = torch.tensor([[1, 2]])
+        return type("Inputs", (dict,), {"to": lambda inputs, _: inputs})(input_ids=ids)
+
+    def generate(self, input_ids, **asked):
+        self.asked = asked
+        return torch.cat([input_ids, torch.tensor([[3]])], 1)
+
+
+def test_on_a_card_no_cache_is_used_which_only_unsloths_own_models_have():
+    """Unsloth's decoding reads `max_seq_length` of the model, which transformers alone does not set."""
+    model = OnCard()
+    assert greedy_answers(model, model, ["a"]) == [[3]]
+    assert model.asked["use_cache"] is False

@@ -162,6 +162,9 @@ def test_the_disk_holds_what_the_embedded_run_left_there():
     assert sizes["checkpoints"] == pytest.approx(3 * 62.5e6, rel=0.1)
     assert sizes["adapter"] == pytest.approx(23.1e6, rel=0.15)
     assert sizes["merged model"] == pytest.approx(272.6e6, rel=0.05)
+    assert sizes["GGUF"] == pytest.approx(145e6, rel=0.05)
+    assert sizes["push without token"] == sizes["merged model"] + 2 * sizes["adapter"]
+    assert sizes["copy to compare"] == sizes["merged model"]
 
 
 @pytest.mark.parametrize("name, measured", [("SmolLM2-135M", 0.26e9), ("Llama-3.2-1B", 0.28e9)])
