@@ -137,8 +137,9 @@ def _has_base_python(venv: Path) -> bool:
         settings = (venv / "pyvenv.cfg").read_text(encoding="utf-8")
     except OSError:
         return False
-    base = re.search(r"^executable\s*=\s*(.+?)\s*$", settings, re.MULTILINE)
-    return base is not None and Path(base.group(1)).is_file() and python_of(venv).exists()
+    known = dict(re.findall(r"^(\w+)\s*=\s*(.+?)\s*$", settings, re.MULTILINE))
+    base = known.get("executable") or known.get("home")  # uv names the folder only
+    return base is not None and Path(base).exists() and python_of(venv).exists()
 
 
 # Installing

@@ -243,7 +243,7 @@ def _dtype(hardware: Hardware) -> tuple[str, str]:
         major, minor = hardware.capability
         return "float16", f"compute capability {major}.{minor} has no bfloat16"
     if hardware.cpu_bfloat16:
-        return "bfloat16", "this processor has bfloat16 instructions: 1.4x float32 here"
+        return "bfloat16", "this processor has bfloat16 instructions"
     return "float32", "this processor has no bfloat16 instructions"
 
 

@@ -16,7 +16,7 @@ from finelab.chat.prompt import render_prompt
 from finelab.data import conversation
 from finelab.data.conversation import Message
 from finelab.embedded.families import check_answer, result_of
-from finelab.evaluate.compare import Comparison, compare
+from finelab.evaluate.compare import Comparison, compare_shares
 from finelab.evaluate.generate import Answer, generate
 from finelab.files import write_json
 from finelab.recipe import Chat
@@ -108,7 +108,7 @@ def right_answers(
     found = {}
     for name, test in tests.items():
         base, tuned = (_wrong(test, asked, answers[model], checkable) for model in ("base", "tuned"))
-        found[name] = compare(base, tuned, unit="of the answers")
+        found[name] = compare_shares(base, tuned, unit="of the answers")
     return found
 
 
@@ -127,9 +127,9 @@ def _wrong(
     asked: Sequence[Prompt],
     given: Sequence[Answer],
     checkable: Sequence[int],
-) -> NDArray[np.float64]:
-    """For each answer that can be checked 1 if it fails the test, else 0, and a weight of 1."""
-    return np.array([(not test(asked[index], given[index].text), 1) for index in checkable], dtype=float)
+) -> NDArray[np.bool_]:
+    """For each answer that can be checked whether it fails the test."""
+    return np.array([not test(asked[index], given[index].text) for index in checkable], dtype=bool)
 
 
 def _by_family(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from finelab.evaluate.compare import Comparison, compare
+from finelab.evaluate.compare import Comparison, paired_interval
 
 TASK = (
     "You compare two answers to the same conversation. The user message is a JSON object with the "
@@ -57,8 +57,9 @@ class Judged:
         told = [NOT_PREFERRED[each] for each in self.verdicts if each in NOT_PREFERRED]
         if not told:
             return None
-        pairs = [np.array([(value, 1.0) for value in values]) for values in ([0.5] * len(told), told)]
-        return compare(pairs[0], pairs[1], unit="of the pairs not won")
+        low, high = paired_interval(told.count(1.0), told.count(0.0), len(told))
+        share = sum(told) / len(told)
+        return Comparison(len(told), 0.5, share, (low / 2, high / 2), unit="of the pairs not won")
 
     def evidence(self) -> dict[str, Any]:
         """The evidence's keys."""

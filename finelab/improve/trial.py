@@ -92,7 +92,7 @@ def run_trial(
         return known
     threads = max(1, (os.cpu_count() or 1) // at_once)
     try:
-        steps = _prepare(trial, runs, stop, threads)
+        steps, warmup_steps = _prepare(trial, runs, stop, threads)
         half = steps // 2 + 1  # one look at the held-out rows, half way; the notebook takes the last one
         added = [
             f"training.seed={trial.seed}",
@@ -103,7 +103,8 @@ def run_trial(
             f"training.save_steps={half}",
             "training.tune=false",
         ]
-        _run(trial, trial.name, "train", [*trial.assignments, *added], runs, stop, threads)
+        warmup = f"training.warmup_steps={warmup_steps}"  # unless the setting says otherwise
+        _run(trial, trial.name, "train", [warmup, *trial.assignments, *added], runs, stop, threads)
     except LabError as error:
         write_json(folder / FAILED, {"reason": str(error)})
     return outcome(trial, runs)
@@ -133,8 +134,11 @@ def heldout_losses(checkpoints: Path) -> dict[int, float]:
     return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
 
 
-def _prepare(trial: Trial, runs: Path, stop: threading.Event | None, threads: int) -> int:
-    """Give the trial's run its rows, and say the steps that bring it nearest to the budget."""
+def _prepare(trial: Trial, runs: Path, stop: threading.Event | None, threads: int) -> tuple[int, int]:
+    """Give the trial's run its rows; the steps that bring it nearest to the budget, and those of warm-up.
+
+    The recipe's warm-up is for a whole run: its five steps were all that a short trial of large batches had.
+    """
     prepared = _prepared_data(trial, runs, stop, threads)
     own = Run(runs / trial.name, recipe.override(prepared.recipe, list(trial.assignments)))
     if not own.train_data.exists():
@@ -144,7 +148,8 @@ def _prepare(trial: Trial, runs: Path, stop: threading.Event | None, threads: in
     counts = token_counts(load_split(prepared, "train"))
     training = own.recipe.training
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return steps_for(tokens_per_row(*counts, own.recipe), batch, trial.trained_tokens)
+    steps = steps_for(tokens_per_row(*counts, own.recipe), batch, trial.trained_tokens)
+    return steps, min(training.warmup_steps, steps // 10)
 
 
 def _prepared_data(trial: Trial, runs: Path, stop: threading.Event | None, threads: int) -> Run:

@@ -79,7 +79,7 @@ def _result(data: dict[str, Any], on_hub: list[str], evaluation: dict[str, Any])
 def _body(run: Run, folder: Path, repo_id: str, is_adapter: bool) -> str:
     evidence, recipe = run.evidence(), run.recipe
     sections = {
-        "Did it work?": _evaluation(evidence.get("evaluation", {})) + _figure(folder, "03_heldout"),
+        "Did it work?": _evaluation(evidence) + _figure(folder, "03_heldout"),
         "How to use it": _usage(repo_id, recipe.publish.base_model, folder, is_adapter),
         "Data": _data(evidence["data"]),
         "Training": _training(evidence, recipe) + _figure(folder, "03_loss"),
@@ -96,12 +96,25 @@ def _body(run: Run, folder: Path, repo_id: str, is_adapter: bool) -> str:
     )
 
 
-def _evaluation(evaluation: dict[str, Any]) -> str:
-    if not evaluation:
+def _evaluation(evidence: dict[str, Any]) -> str:
+    if not (evaluation := evidence.get("evaluation")):
         return "Not evaluated."
     lines = [f"On {evaluation['rows']} held-out conversations: {_comparison(evaluation)}"]
     if families := evaluation.get("families"):
-        lines.append(f"On kinds of conversation it never trained on: {_comparison(families)}")
+        lines.append(
+            f"On {families['rows']} conversations of kinds it never trained on: {_comparison(families)} The "
+            "interval speaks of more conversations of these kinds, not of other kinds."
+        )
+    profile = evidence["machine"].get("profile", {})
+    weights = "4 bit" if profile.get("load_in_4bit") else profile.get("dtype", "an unknown dtype")
+    lines.append(
+        f"Measured before the merge, with the adapter on its base in {weights}; the merged file's own loss "
+        "was not. How near the two are, the proof below says."
+    )
+    if evidence["training"].get("best_step"):
+        lines.append(
+            "This checkpoint was chosen by its loss on these conversations, which flatters it a little."
+        )
     return "\n\n".join(lines)
 
 
@@ -185,11 +198,12 @@ def _plan(plan: dict[str, Any]) -> str:
 
 def _identity(links: list[dict[str, Any]]) -> str:
     rows = "\n".join(
-        f"| {link['from']} | {link['to']} | {link['mean_kl']:.1e} | {link['top1_agreement_share']:.1%} | "
+        f"| {link['from']} | {link['to']} | {link['positions']} | {link['mean_kl']:.1e} | "
+        f"{link['top1_agreement_share']:.1%} | "
         f"{'passed' if link['passed'] else 'failed'} |"
         for link in links
     )
-    return f"| from | to | mean KL | top-1 | |\n| --- | --- | --- | --- | --- |\n{rows}"
+    return f"| from | to | positions | mean KL | top-1 | |\n| --- | --- | --- | --- | --- | --- |\n{rows}"
 
 
 def _limits(base_model: str) -> str:

@@ -37,6 +37,7 @@ class Link:
     mean_kl: float
     top1_agreement_share: float
     greedy_match_share: float
+    positions: int
     passed: bool
 
     def evidence(self) -> dict[str, Any]:
@@ -48,7 +49,8 @@ class Link:
         return (
             f"{self.from_} -> {self.to}: mean KL {self.mean_kl:.2e}, max logit gap "
             f"{self.max_abs_logit_diff:.3f}, top-1 {self.top1_agreement_share:.1%}, greedy "
-            f"{self.greedy_match_share:.0%}: {'passed' if self.passed else 'FAILED'}"
+            f"{self.greedy_match_share:.0%}, {self.positions} positions: "
+            f"{'passed' if self.passed else 'FAILED'}"
         )
 
 
@@ -124,6 +126,7 @@ def link(from_: str, to: str, reference: Said, other: Said) -> Link:
         mean_kl=kl,
         top1_agreement_share=top1,
         greedy_match_share=_matching_share(reference[1], other[1]),
+        positions=len(first),
         passed=kl <= MAX_KL and top1 >= MIN_TOP1,
     )
 

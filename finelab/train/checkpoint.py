@@ -28,6 +28,7 @@ from finelab.files import fsync, sha256, write_json, writing
 from finelab.machine import versions
 from finelab.run import Run
 from finelab.train import distributed
+from finelab.train.tuner import NO_MEMORY
 
 MANIFEST = "finelab-manifest.json"
 REQUIRED = (
@@ -46,7 +47,6 @@ NO_EFFECT = {  # recipe fields that may change between two sittings: the weights
 }
 DTYPES = ("device", "dtype", "load_in_4bit")
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "accelerate")
-NO_MEMORY = re.compile(r"MemoryError|out of memory|can't allocate memory", re.IGNORECASE)
 # torch hides the system's reason behind its own two words for a short write; a full disk is the usual one
 SHORT_WRITE = re.compile(r"PytorchStreamWriter failed writing|unexpected pos \d+")
 _NAME = re.compile(r"checkpoint-(\d+)")

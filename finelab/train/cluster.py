@@ -297,7 +297,7 @@ def plan_on_cluster(
         memory=parts,
         memory_needed_bytes=sum(parts.values()),
         memory_capacity_bytes=cluster.card.hardware.gpu_memory_bytes,
-        fits=_fits(shape, setting, cluster, recipe),
+        fits=_fits(shape, setting, cluster),
         usd=None if price is None else round(seconds / 3600 * price * cluster.gpus, 2),
         basis=[*basis, *_basis(cluster, rate)],
     )
@@ -333,7 +333,7 @@ def _traffic(
     return micro_batches * sharded_traffic(weights, gradients, cluster.gpus)
 
 
-def _fits(shape: ModelShape, setting: Setting, cluster: Cluster, recipe: Recipe) -> str:
+def _fits(shape: ModelShape, setting: Setting, cluster: Cluster) -> str:
     capacity = cluster.card.hardware.gpu_memory_bytes
     over = sum(cluster_memory(shape, setting, cluster).values()) - capacity
     if over <= 0:

@@ -24,9 +24,7 @@ from finelab.train.batches import Batch, collated, flattens, positions
 WARM_UP = (1, 0, 0.5)  # by size: the largest batch, which shows the memory, the smallest, a middle one
 GOLDEN = 0.618034  # its multiples, less their whole part, lie evenly between 0 and 1 however many there are
 FEWEST, MOST = 6, 20  # micro-batches that are timed
-UNSLOTH_MARKER = (
-    "_unsloth_pretrain_marker"  # by it Unsloth's `train` knows that a step came before, and resets
-)
+UNSLOTH_MARKER = "_unsloth_pretrain_marker"  # Unsloth's `train` resets its compiler where a step came before
 COUNTERS = ("_metrics", "_total_train_tokens")  # what TRL's trainer counts, and reports in its next log
 
 

@@ -109,14 +109,13 @@ class Session:
         self._chain = Chain(self._start, self.accept_changes)
         self._fingerprint = fingerprint(self.run, trainer)
         args = trainer.args
-        # transformers would delete an old checkpoint, also the best one, before the new one is sealed
-        self._kept, args.save_total_limit = args.save_total_limit, None
-        batch_size = args.per_device_train_batch_size
         with (
-            clear_errors(self._checkpoints, batch_size),
+            clear_errors(self._checkpoints, args.per_device_train_batch_size),
             watching(trainer, self._chain),
             self._stop.listening(),
         ):
+            # transformers would delete an old checkpoint, also the best one, before the new one is sealed
+            self._kept, args.save_total_limit = args.save_total_limit, None
             try:
                 yield
             finally:

@@ -39,9 +39,8 @@ MARGIN = 1.03  # by so much a setting has to be faster, twice, to replace anothe
 LOSS_TOLERANCE = 0.01  # nats per trained token; bf16 alone moves the loss by up to 0.006
 TOKENS_TOLERANCE = 0.15  # by which packed rows may change the tokens of an optimizer step
 LEAST_S, MOST_S, SHARE = 25.0, 300.0, 0.03  # a tuning may take 3 % of its run, within these bounds
-NO_MEMORY = re.compile(
-    r"can't allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE
-)  # Triton's, cuBLAS's
+# In the words of Python, torch, CUDA, Triton and cuBLAS
+NO_MEMORY = re.compile(r"MemoryError|can't allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 STEPS = 2  # optimizer steps whose rows make a trial
 
 

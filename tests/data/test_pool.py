@@ -2,12 +2,15 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
 from finelab import LabError
 from finelab.data.pool import in_order
+
+ROOT = Path(__file__).parents[2]
 
 
 def double(chunk):
@@ -76,7 +79,9 @@ def test_workers_end_when_their_process_is_killed():
         "print(*{next(results) for _ in range(50)}, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    killed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
     assert killed.returncode == -signal.SIGKILL
     workers = [psutil.Process(int(pid)) for pid in killed.stdout.split() if psutil.pid_exists(int(pid))]
     _, alive = psutil.wait_procs(workers, timeout=60)

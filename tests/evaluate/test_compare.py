@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finelab.evaluate import batch_losses, bits_per_byte, by_group, by_kind, by_length, compare
+from finelab.evaluate.compare import IMPROVED, NO_CHANGE, WORSE, compare_shares, paired_interval
 
 
 def rows(nats, tokens=10):
@@ -113,3 +116,26 @@ def test_the_loss_of_a_small_batch_jumps_more_than_that_of_a_large_one(noise):
     totals = rows(20.0 + noise)
     assert batch_losses(totals, 2).std() > 2 * batch_losses(totals, 50).std()
     assert batch_losses(totals, 8).mean() == pytest.approx(totals[:, 0].sum() / 2000, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "verdict"),
+    [(0, 0, NO_CHANGE), (1, 0, NO_CHANGE), (4, 0, NO_CHANGE), (12, 0, IMPROVED), (0, 12, WORSE)],
+)
+def test_a_few_answers_of_nineteen_are_no_change(better, worse, verdict):
+    base, tuned = np.zeros(19, dtype=bool), np.zeros(19, dtype=bool)
+    base[:better] = True  # wrong before, right now
+    tuned[better : better + worse] = True
+    found = compare_shares(base, tuned, "of the answers")
+    assert found.verdict == verdict
+    assert found.interval[0] < found.difference < found.interval[1]
+
+
+@given(st.integers(8, 60), st.floats(0.05, 0.5), st.integers(0, 2**32 - 1))
+def test_the_interval_of_shares_is_symmetric_and_within_reach(rows, share, seed):
+    rng = np.random.default_rng(seed)
+    base, tuned = rng.random(rows) < share, rng.random(rows) < share
+    up, down = int(np.sum(tuned & ~base)), int(np.sum(base & ~tuned))
+    low, high = paired_interval(up, down, rows)
+    assert low < high
+    assert paired_interval(down, up, rows) == pytest.approx((-high, -low))

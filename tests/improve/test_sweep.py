@@ -12,6 +12,7 @@ import pytest
 
 from finelab.improve import Sweep, create_sweep, report, run_sweep, table
 from finelab.improve.trial import FAILED
+from finelab.run import open_run
 
 ROOT = Path(__file__).parents[2]
 LOSSES = {"a": {"tokens": 10, "bytes": 40, "tuned": 20.0}, "b": {"tokens": 5, "bytes": 20, "tuned": 11.0}}
@@ -69,6 +70,8 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_says_what_failed(tmp_path):
         "no-rows-s1": "failed",
         "no-rows-s2": "failed",
     }
+    # the recipe's five steps of warm-up would be all of a trial as short as this
+    assert open_run(tmp_path / "default-s1").recipe.training.warmup_steps == 0
     found = report(tmp_path)["settings"]
     assert set(found["default"]["losses"]) == {"1", "2"}
     assert "failed: " in found["no-rows"]["unfinished"]["1"]

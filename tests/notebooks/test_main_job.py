@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,12 +220,13 @@ def test_killed_in_training_it_goes_on_and_ends_the_same(lab, whole):
 
 
 def test_a_finished_run_is_not_trained_one_step_further(lab, whole):
-    folder, _, _ = whole
-    (folder / "notebooks" / "03_train.ipynb").rename(folder / "03_train.before.ipynb")
+    folder = lab.runs / "again"
+    shutil.copytree(whole[0], folder)
+    (folder / "notebooks" / "03_train.ipynb").unlink()
     before = sha256(folder / "adapter" / "adapter_model.safetensors")
     evaluation = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))["evaluation"]
     notebook = folder / "notebooks" / "03_train.ipynb"
-    lab.kill_when(notebook, *small("whole"))
+    lab.kill_when(notebook, *small("again"))
     executed = notebook.read_text(encoding="utf-8")
     assert "Training is finished: 6 of 6 steps" in executed
     assert sha256(folder / "adapter" / "adapter_model.safetensors") == before

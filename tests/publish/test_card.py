@@ -26,7 +26,14 @@ EVIDENCE = {
         "last_loss": 1.0,
     },
     "identity": [
-        {"from": "base", "to": "adapter", "mean_kl": 0.1, "top1_agreement_share": 0.8, "passed": True}
+        {
+            "from": "base",
+            "to": "adapter",
+            "positions": 139,
+            "mean_kl": 0.1,
+            "top1_agreement_share": 0.8,
+            "passed": True,
+        }
     ],
     "evaluation": {
         "rows": 43,

@@ -106,6 +106,7 @@ def test_the_evidence_has_the_promised_keys(base, tuned, merged):
         "mean_kl",
         "top1_agreement_share",
         "greedy_match_share",
+        "positions",
         "passed",
     ]
 
