@@ -177,7 +177,7 @@ def memory(shape: ModelShape, setting: Setting) -> dict[str, int]:
     """Bytes by part while training: on the card, or in the process where there is none.
 
     An estimate from above on CUDA cards: 2.6 GiB reserved for [seed]'s setting, where 1.9 (2024) and 2.5 GiB
-    (a newer Unsloth on a T4) were measured, and 3.2 GB for 4 x 2,048, of which an H200 reserved 1.9.
+    (a newer Unsloth on a T4) were measured, and 3.05 GB for 4 x 2,048, of which an H200 reserved 1.9.
     """
     adapter = shape.adapter(setting.r, setting.target_modules)
     cuda = setting.device == "cuda"
