@@ -48,6 +48,7 @@ class Data:
     sources: tuple[str, ...]
     heldout_share: float
     heldout_sources: tuple[str, ...] = ()
+    validation_share: float = 0.0
     weights: tuple[float, ...] = ()
     limit: int | None = None
     duplicates: str = "exact"
@@ -84,7 +85,7 @@ class Training:
     """What `SFTConfig` takes, and what watches over the run; `max_steps = -1` means whole epochs.
 
     `eval_steps = 0`: the held-out loss is measured before and after only; in between it is that of
-    `eval_rows` held-out rows, 0 for all. `early_stopping_patience` counts such measurements without a new
+    `eval_rows` validation rows, 0 for all. `early_stopping_patience` counts such measurements without a new
     best one; 0 never stops early. `tune` measures which batches are fastest here before the run, at the same
     effective batch. `fast_cpu_step` replaces PyTorch's autograd on a CPU.
     """
@@ -307,6 +308,9 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
     rules = {
         "model.max_seq_length must be at least 16": recipe.model.max_seq_length >= 16,
         "data.heldout_share must lie between 0 and 1": 0 < data.heldout_share < 1,
+        "data.validation_share must be 0 or more, and with data.heldout_share below 1": (
+            0 <= data.validation_share < 1 - data.heldout_share
+        ),
         "data.sources must name at least one source": len(data.sources) > 0,
         "data.weights must be one for each of data.sources, or none": (
             len(data.weights) in (0, len(data.sources))
@@ -348,8 +352,11 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
             training.train_sampling_strategy in SAMPLING
         ),
         "training.eval_steps must be 0 (before and after only) or more": training.eval_steps >= 0,
-        "training.eval_rows must be 0 (all held-out rows) or more": training.eval_rows >= 0,
+        "training.eval_rows must be 0 (all rows) or more": training.eval_rows >= 0,
         "training.early_stopping_patience must be 0 (off) or more": training.early_stopping_patience >= 0,
+        "training.early_stopping_patience needs data.validation_share above 0, such as 0.1: the rows that "
+        "choose the checkpoint cannot judge it": not training.early_stopping_patience
+        or data.validation_share > 0,
         "training.early_stopping_patience needs training.eval_steps": (
             not training.early_stopping_patience or training.eval_steps > 0
         ),

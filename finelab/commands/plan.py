@@ -127,7 +127,7 @@ def row_counts(chosen: Recipe, run: Run | None) -> tuple[tuple[list[int], list[i
             f"the token lengths of {', '.join(chosen.data.sources)} are not known before notebook 01_data "
             f"has run; run it, or plan for N rows as long as FineTome's with --set data.limit=N."
         )
-    rows = round(rows * (1 - chosen.data.heldout_share))
+    rows = round(rows * (1 - chosen.data.heldout_share - chosen.data.validation_share))
     return assumed_counts(rows, longest), f"rows: {rows:,}, as long as FineTome's are assumed to be"
 
 

@@ -74,9 +74,11 @@ def comparison(values: dict[str, Any]) -> str:
 
 
 def merged(run: Run) -> list[tuple[str, str]]:
-    """What the merged weights are, and one row per link of the identity chain."""
+    """What the merged weights are, their own loss, and one row per link of the identity chain."""
     links = run.evidence().get("identity", [])
     weights = [("merged weights", link["weights"]) for link in links[:1] if "weights" in link]
+    if own := run.evidence().get("merged_evaluation"):
+        weights.append(("merged file's held-out loss", comparison(own)))
     rows = [
         (
             f"{link.get('from', NOTHING)} -> {link.get('to', NOTHING)}",

@@ -63,10 +63,8 @@ class Prepared:
         return json.loads(text)  # type: ignore[no-any-return]
 
     def split(self, name: str) -> Any:
-        """The rows of `train` or `heldout` as a memory-mapped `datasets.Dataset`."""
-        from datasets import load_from_disk
-
-        return load_from_disk(str(self.folder / name))
+        """The rows of `train`, `heldout` or `validation`, as `shards.read_split` gives them."""
+        return shards.read_split(self.folder, name)
 
     def raw(self, row: dict[str, Any]) -> Any:
         """A split's row as it was read from its source."""
@@ -267,7 +265,8 @@ def _tokenize(
             lost.append((row["file"], row["row"], str(reason)))
             continue
         key = question_key(said.messages)
-        made.append((tokens, side(said.source, key, data.heldout_share, data.heldout_sources)))
+        where = side(said.source, key, data.heldout_share, data.heldout_sources, data.validation_share)
+        made.append((tokens, where))
         kept.append(index)
     rows = batch.take(pa.array(kept, pa.int64()))
     signatures = duplicates.matrix(rows["signature"].to_pylist())
@@ -286,7 +285,7 @@ def _check(
             f"({reasons}); raise it, or mend the rows."
         )
     named = {source for table in splits.values() for source in table["source"].unique().to_pylist()}
-    check_sides(sides, named, data.heldout_share, data.heldout_sources)
+    check_sides(sides, named, data.heldout_share, data.heldout_sources, data.validation_share)
 
 
 def _leaks(work: Path, tokens: Sequence[Path], train_rows: int, threshold: float) -> duplicates.Leakage:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from finelab.data import duplicates, xray
 from finelab.data.dropped import DroppedRows
 from finelab.data.read import Source
+from finelab.data.split import VALIDATION
 from finelab.data.standardize import Standardized
 from finelab.recipe import Recipe
 
@@ -33,6 +34,7 @@ def report(
     `chosen` rows were to be tokenised, `deselected` are those that selection left out on purpose.
     """
     rows = pa.concat_tables(splits.values())
+    validation_rows = splits["heldout"]["heldout"].to_pylist().count(VALIDATION)
     lengths, trained = rows["length"].to_numpy(), rows["trained_tokens"].to_numpy()
     truncated = rows["truncated"].to_numpy()
     batch_size, seed = recipe.training.per_device_train_batch_size, recipe.training.seed
@@ -55,7 +57,8 @@ def report(
         "repaired": dict(found.repaired.most_common()),
         "repair_examples": {kind: example._asdict() for kind, example in found.examples.items()},
         "train_rows": len(splits["train"]),
-        "heldout_rows": len(splits["heldout"]),
+        "heldout_rows": len(splits["heldout"]) - validation_rows,
+        "validation_rows": validation_rows,
         "tokens_total": int(lengths.sum()),
         "tokens_trained": int(trained.sum()),
         "truncated_share": float(truncated.mean()),
@@ -71,10 +74,11 @@ def report(
 
 def summary(numbers: Mapping[str, Any]) -> str:
     """The report in a few lines."""
+    validation = f", {numbers['validation_rows']:,} for validation" if numbers["validation_rows"] else ""
     return (
         f"{numbers['rows_in']:,} rows read, {numbers['rows_usable']:,} usable, "
         f"{numbers['rows_kept']:,} kept: {numbers['train_rows']:,} to train on, "
-        f"{numbers['heldout_rows']:,} held out\n"
+        f"{numbers['heldout_rows']:,} held out{validation}\n"
         f"{numbers['tokens_total']:,} tokens, {numbers['tokens_trained']:,} of them learned "
         f"({numbers['tokens_trained'] / numbers['tokens_total']:.0%}); "
         f"{numbers['truncated_share']:.1%} of the rows were cut, "

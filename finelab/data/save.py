@@ -6,7 +6,8 @@ import threading
 from typing import Any
 
 from finelab.data.pipeline import Prepared
-from finelab.data.shards import link
+from finelab.data.shards import link, read_split
+from finelab.data.split import VALIDATION
 from finelab.files import staged
 from finelab.run import Run
 
@@ -25,9 +26,13 @@ def save(run: Run, prepared: Prepared) -> None:
 
 
 def load_split(run: Run, name: str) -> Any:
-    """The split `train` or `heldout` as a `datasets.Dataset`; LabError before notebook 01_data ran."""
-    from datasets import load_from_disk
+    """The split `train`, `heldout` or `validation` as a `datasets.Dataset`, of the run's data.
 
-    path = run.require(run.train_data.parent / name, "01_data")
+    Without data.validation_share the validation rows are the held-out ones. LabError before notebook 01_data
+    ran.
+    """
+    if name == VALIDATION and not run.recipe.data.validation_share:
+        name = "heldout"
+    folder = run.require(run.train_data, "01_data").parent
     with _LOADING:
-        return load_from_disk(str(path))
+        return read_split(folder, name)

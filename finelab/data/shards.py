@@ -25,7 +25,7 @@ from finelab.data.dropped import DroppedRows
 from finelab.data.duplicates import Signatures
 from finelab.data.pool import in_order
 from finelab.data.read import Row, Source
-from finelab.data.split import TRAIN
+from finelab.data.split import TRAIN, VALIDATION
 from finelab.data.standardize import Example, Standardized
 from finelab.files import staged, write_json
 
@@ -86,6 +86,20 @@ def splits(stage: Path, shards: Sequence[Path], fingerprint: str) -> dict[str, p
         side: _split(stage / side, [shard / f"{side}.arrow" for shard in shards], f"{fingerprint}-{side}")
         for side in SIDES
     }
+
+
+def read_split(folder: Path, name: str) -> Any:
+    """The rows of `train`, `heldout` or `validation` as a memory-mapped `datasets.Dataset`.
+
+    Validation rows are kept among the held-out ones, and are in `validation` only.
+    """
+    from datasets import load_from_disk
+
+    if name == "train":
+        return load_from_disk(str(folder / name))
+    rows = load_from_disk(str(folder / "heldout"))
+    wanted = (np.array(rows["heldout"]) == VALIDATION) == (name == VALIDATION)
+    return rows if wanted.all() else rows.select(np.flatnonzero(wanted))
 
 
 def signatures(shards: Sequence[Path]) -> Iterator[bytes]:

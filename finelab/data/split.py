@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from finelab.data.conversation import Message
 from finelab.errors import LabError
 
-TRAIN, BY_ROW, BY_FAMILY = "train", "row", "family"
+TRAIN, BY_ROW, BY_FAMILY, VALIDATION = "train", "row", "family", "validation"
 
 
 def question_key(messages: Sequence[Message]) -> str:
@@ -22,25 +22,34 @@ def question_key(messages: Sequence[Message]) -> str:
     return hashlib.sha256(" ".join(question.casefold().split()).encode()).hexdigest()
 
 
-def is_heldout(key: str, share: float) -> bool:
-    """Whether a question's rows are held out; true for that share of all questions."""
-    return int(key[:8], 16) < share * 2**32
-
-
-def side(source: str, key: str, heldout_share: float, heldout_sources: Sequence[str] = ()) -> str:
+def side(
+    source: str,
+    key: str,
+    heldout_share: float,
+    heldout_sources: Sequence[str] = (),
+    validation_share: float = 0.0,
+) -> str:
     """A row's side: `TRAIN`, `BY_ROW` for a held-out row, `BY_FAMILY` for one of a held-out source.
 
-    A held-out source is a kind of conversation that the model never trains on.
+    A held-out source is a kind of conversation that the model never trains on. `VALIDATION` is neither
+    trained on nor reported: those rows are looked at on the way, and may choose the checkpoint.
     """
     if source in heldout_sources:
         return BY_FAMILY
-    return BY_ROW if is_heldout(key, heldout_share) else TRAIN
+    place = int(key[:8], 16) / 2**32  # evenly spread from 0 to 1
+    if place < heldout_share:
+        return BY_ROW
+    return VALIDATION if place < heldout_share + validation_share else TRAIN
 
 
 def check_sides(
-    sides: Counter[str], sources: Iterable[str], heldout_share: float, heldout_sources: Sequence[str] = ()
+    sides: Counter[str],
+    sources: Iterable[str],
+    heldout_share: float,
+    heldout_sources: Sequence[str] = (),
+    validation_share: float = 0.0,
 ) -> None:
-    """LabError when no row is of a held-out source, or training or held-out rows are missing.
+    """LabError when no row is of a held-out source, or a side that was asked for has no row.
 
     `sides` counts the rows of each side, `sources` are those that any row has.
     """
@@ -55,4 +64,9 @@ def check_sides(
             f"of {sides.total()} rows {sides[TRAIN]} fell to training and {sides[BY_ROW]} to the held-out "
             f"rows (rows with the same first question fall together); both are needed: give more rows, "
             f"or change data.heldout_share = {heldout_share}."
+        )
+    if validation_share and not sides[VALIDATION]:
+        raise LabError(
+            f"none of {sides.total()} rows fell to the validation rows: give more rows, or change "
+            f"data.validation_share = {validation_share}."
         )

@@ -35,8 +35,8 @@ def evidence(
     if bits_per_byte is not None:
         found["bits_per_byte"] = bits_per_byte.evidence()
     if forgetting is not None:
-        parts = {key: each.evidence() for key, each in forgetting.items() if key != "all"}
-        found["forgetting"] = {**forgetting["all"].evidence(), "sha256": NEUTRAL_SHA256, **parts}
+        parts = {key: each.evidence() for key, each in forgetting.items()}
+        found["forgetting"] = {"sha256": NEUTRAL_SHA256, **parts}
     if answers is not None:
         found["answers"] = dict(answers)
     return found

@@ -33,6 +33,9 @@ def report(folder: Path) -> dict[str, Any]:
     scale = sizes.sum() * (math.log(2) if unit.startswith("bits") else 1)
     settings = {name: _described(trials, rows, scale) for name, trials in by_setting.items()}
     for name, trials in whole.items():
+        settings[name]["untrained_loss"] = float(
+            np.mean([sum(_nats(t, rows, "base")) / scale for t in trials])
+        )
         settings[name]["mean_loss"] = float(np.mean(list(settings[name]["losses"].values())))
         settings[name]["trained_tokens"] = _mean(trials, "tokens_trained")
         settings[name]["seconds"] = _mean(trials, "seconds")
@@ -69,8 +72,10 @@ def table(found: dict[str, Any]) -> Any:
 
 
 def _row(name: str, each: dict[str, Any]) -> dict[str, str]:
-    cells = {"setting": name, "held-out loss": "-", "difference": "-", "95 % interval": "-", "verdict": ""}
+    columns = ("untrained", "held-out loss", "difference", "95 % interval")
+    cells = {"setting": name, **dict.fromkeys(columns, "-"), "verdict": ""}
     if "mean_loss" in each:
+        cells["untrained"] = f"{each['untrained_loss']:.4f}"
         cells["held-out loss"] = f"{each['mean_loss']:.4f}"
         cells["trained tokens"] = f"{each['trained_tokens']:,.0f}"
         cells["seconds"] = f"{each['seconds']:.0f}"
@@ -97,8 +102,8 @@ def _common(finished: list[Outcome]) -> tuple[list[str], str, np.ndarray[Any, An
     return rows, "bits per byte", np.array([finished[0].losses[row]["bytes"] for row in rows], float)
 
 
-def _nats(each: Outcome, rows: list[str]) -> list[float]:
-    return [each.losses[row]["tuned"] for row in rows]
+def _nats(each: Outcome, rows: list[str], model: str = "tuned") -> list[float]:
+    return [each.losses[row][model] for row in rows]
 
 
 def _described(trials: list[Outcome], rows: list[str], scale: float) -> dict[str, Any]:

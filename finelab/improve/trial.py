@@ -43,7 +43,8 @@ INTERRUPTED = (130, -signal.SIGINT)  # how `finelab run` ends after Ctrl-C
 class Outcome:
     """What became of a trial: `state` is finished, failed, stopped early or waiting, `reason` says why.
 
-    `losses` maps a held-out row's id to its `tokens`, `bytes` and nats `tuned`; empty unless it finished.
+    `losses` maps a held-out row's id to its `tokens`, `bytes` and nats `base` and `tuned`; it is
+    empty unless the trial finished.
     """
 
     trial: Trial

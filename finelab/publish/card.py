@@ -53,7 +53,7 @@ def _metadata(run: Run, repo_id: str, is_adapter: bool) -> str:
         pipeline_tag="text-generation",
         tags=["lora", "sft", "unsloth", "trl", "finelab"],
         model_name=repo_id.partition("/")[2],
-        eval_results=_result(evidence["data"], on_hub, evidence.get("evaluation", {})),
+        eval_results=_result(evidence["data"], on_hub, _evaluation(evidence, is_adapter)),
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
@@ -79,7 +79,7 @@ def _result(data: dict[str, Any], on_hub: list[str], evaluation: dict[str, Any])
 def _body(run: Run, folder: Path, repo_id: str, is_adapter: bool) -> str:
     evidence, recipe = run.evidence(), run.recipe
     sections = {
-        "Did it work?": _evaluation(evidence) + _figure(folder, "03_heldout"),
+        "Did it work?": _verdict(evidence, is_adapter) + _figure(folder, "03_heldout"),
         "How to use it": _usage(repo_id, recipe.publish.base_model, folder, is_adapter),
         "Data": _data(evidence["data"]),
         "Training": _training(evidence, recipe) + _figure(folder, "03_loss"),
@@ -96,8 +96,14 @@ def _body(run: Run, folder: Path, repo_id: str, is_adapter: bool) -> str:
     )
 
 
-def _evaluation(evidence: dict[str, Any]) -> str:
-    if not (evaluation := evidence.get("evaluation")):
+def _evaluation(evidence: dict[str, Any], is_adapter: bool) -> dict[str, Any]:
+    """What was measured of the files that are pushed: a merged file's own loss where there is one."""
+    measured: dict[str, Any] = evidence.get("evaluation", {})
+    return measured if is_adapter else evidence.get("merged_evaluation", measured)
+
+
+def _verdict(evidence: dict[str, Any], is_adapter: bool) -> str:
+    if not (evaluation := _evaluation(evidence, is_adapter)):
         return "Not evaluated."
     lines = [f"On {evaluation['rows']} held-out conversations: {_comparison(evaluation)}"]
     if families := evaluation.get("families"):
@@ -105,17 +111,21 @@ def _evaluation(evidence: dict[str, Any]) -> str:
             f"On {families['rows']} conversations of kinds it never trained on: {_comparison(families)} The "
             "interval speaks of more conversations of these kinds, not of other kinds."
         )
+    lines.append(_how(evidence, is_adapter))
+    if evidence["training"].get("best_step"):
+        rows = evidence["data"]["validation_rows"]
+        lines.append(f"This checkpoint was chosen by its loss on {rows:,} other conversations.")
+    return "\n\n".join(lines)
+
+
+def _how(evidence: dict[str, Any], is_adapter: bool) -> str:
+    """On which files the loss was measured, and in which precision."""
+    if not is_adapter and "merged_evaluation" in evidence:
+        return "Measured on this file, loaded as it is here, against the base as it is published."
     profile = evidence["machine"].get("profile", {})
     weights = "4 bit" if profile.get("load_in_4bit") else profile.get("dtype", "an unknown dtype")
-    lines.append(
-        f"Measured before the merge, with the adapter on its base in {weights}; the merged file's own loss "
-        "was not. How near the two are, the proof below says."
-    )
-    if evidence["training"].get("best_step"):
-        lines.append(
-            "This checkpoint was chosen by its loss on these conversations, which flatters it a little."
-        )
-    return "\n\n".join(lines)
+    said = f"Measured with the adapter on its base in {weights}"
+    return f"{said}." if is_adapter else f"{said}, before the merge; the merged file's own loss was not."
 
 
 def _comparison(values: dict[str, Any]) -> str:

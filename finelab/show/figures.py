@@ -65,8 +65,8 @@ def loss_curve(
     losses: Sequence[float],
     learning_rates: Sequence[float],
     tokens_per_s: Sequence[float] = (),
-    heldout_steps: Sequence[int] = (),
-    heldout_losses: Sequence[float] = (),
+    validation_steps: Sequence[int] = (),
+    validation_losses: Sequence[float] = (),
     *,
     resumes: Sequence[int] = (),
     title: str = "training",
@@ -85,8 +85,8 @@ def loss_curve(
     shown = steps[::every]
     axes.plot(shown, losses[::every], color=BLUE, alpha=0.35, linewidth=1, label="loss")
     axes.plot(shown, _smoothed(losses)[::every], color=BLUE, linewidth=2, label="smoothed")
-    if heldout_steps:
-        axes.plot(heldout_steps, heldout_losses, "o-", color=ORANGE, markersize=4, label="held out")
+    if validation_steps:
+        axes.plot(validation_steps, validation_losses, "o-", color=ORANGE, markersize=4, label="validation")
     rate, speed = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
     rate.plot(shown, learning_rates[::every], color=BLUE, linewidth=1.5)
     speed.plot(shown[: len(tokens_per_s)], tokens_per_s[::every], color=BLUE, linewidth=1)

@@ -83,7 +83,8 @@ def whole(run: Run, ranks: World) -> None:
     train_rows, heldout_rows = data.load_split(run, "train"), data.load_split(run, "heldout")
     tuned = setting(run, profile, model, tokenizer, train_rows)
     session = train.Session(run)
-    trainer = trainer_of(run, profile, tuned, model, tokenizer, train_rows, heldout_rows, session)
+    validation_rows = data.load_split(run, "validation")
+    trainer = trainer_of(run, profile, tuned, model, tokenizer, train_rows, validation_rows, session)
     if ranks.size == 1:
         print(train.plan_training(run, profile, trainer))
     base_losses = heldout_losses(model, heldout_rows, "base on held-out rows")
@@ -149,7 +150,7 @@ def trainer_of(
     model: Any,
     tokenizer: Any,
     train_rows: Any,
-    heldout_rows: Any,
+    validation_rows: Any,
     session: train.Session,
 ) -> Any:
     """Notebook 03's trainer, with the rows shared among the ranks."""
@@ -162,7 +163,7 @@ def trainer_of(
             model=model,
             processing_class=tokenizer,
             train_dataset=train.training_rows(train_rows, profile, tuned.packing, args.max_length),
-            eval_dataset=train.eval_rows(heldout_rows, run.recipe.training.eval_rows),
+            eval_dataset=train.eval_rows(validation_rows, run.recipe.training.eval_rows),
             args=args,
             data_collator=train.collator(tokenizer, profile),
             callbacks=[*session.callbacks(), train.watch(run)],

@@ -59,7 +59,7 @@ def training_rows(rows: Any, profile: Profile, packing: bool, max_length: int) -
 
 
 def eval_rows(rows: Any, count: int) -> Any:
-    """The `eval_dataset` of a trainer: `count` of the held-out rows, spread evenly; 0 for all of them."""
+    """The `eval_dataset` of a trainer: `count` of the rows, spread evenly; 0 for all of them."""
     chosen = rows.select_columns(["input_ids", "labels"])
     if not count or count >= len(rows):
         return chosen

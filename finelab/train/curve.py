@@ -18,21 +18,21 @@ class Curve(NamedTuple):
     losses: list[float]
     learning_rates: list[float]
     tokens_per_s: list[float]
-    heldout_steps: list[int]
-    heldout_losses: list[float]
+    validation_steps: list[int]
+    validation_losses: list[float]
 
 
 def curve(log_history: list[dict[str, Any]]) -> Curve:
     """The curves in a trainer's `state.log_history`, earlier sittings included."""
     logged = [entry for entry in log_history if "loss" in entry]
-    heldout = [entry for entry in log_history if "eval_loss" in entry]
+    validation = [entry for entry in log_history if "eval_loss" in entry]
     return Curve(
         [int(entry["step"]) for entry in logged],
         [float(entry["loss"]) for entry in logged],
         [float(entry["learning_rate"]) for entry in logged],
         _tokens_per_s(log_history),
-        [int(entry["step"]) for entry in heldout],
-        [float(entry["eval_loss"]) for entry in heldout],
+        [int(entry["step"]) for entry in validation],
+        [float(entry["eval_loss"]) for entry in validation],
     )
 
 

@@ -253,7 +253,7 @@ def change_of_size(sealed_by: int, recipe: Recipe) -> str | None:
     if recipe.lora.lora_dropout:
         reason = f"lora_dropout = {recipe.lora.lora_dropout:g} draws other random numbers in each process"
     elif recipe.training.early_stopping_patience:
-        reason = "early stopping compares held-out losses, whose mean depends on how rows are shared"
+        reason = "early stopping compares validation losses, whose mean depends on how rows are shared"
     else:
         return None
     return f"processes: {sealed_by} -> {size} ({reason})"

@@ -244,7 +244,7 @@ class Session:
                 "first_loss": losses[0],
                 "last_loss": losses[-1],
                 "best_step": state.best_global_step,
-                "best_heldout_loss": state.best_metric,
+                "best_validation_loss": state.best_metric,
                 "stopped_early": early,
                 "tokens": tokens,
                 "tokens_trained": trained_tokens,
@@ -301,7 +301,7 @@ class Session:
         fault = inspect(folder)
         if isinstance(fault, str):
             raise LabError(
-                f"{folder.name}, the best one by held-out loss, is not whole ({fault}): put it back, "
+                f"{folder.name}, the best one by validation loss, is not whole ({fault}): put it back, "
                 "or do the stage again with --from train."
             )
         return folder

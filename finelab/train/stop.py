@@ -58,7 +58,7 @@ class Stop:
             self.reason = f"the {self._hours:g} hours of this sitting are over"
 
     def evaluated(self) -> None:
-        """Time the measurement on held-out rows that came after the step."""
+        """Time the measurement on the validation rows that came after the step."""
         self._marked = self._clock()
         self._evaluation_s = max(self._evaluation_s, self._marked - self._step_ended)
 

@@ -107,12 +107,12 @@ class Sitting:
         if self.total_tokens and tokens:
             done, left = tokens, max(self.total_tokens - state.num_input_tokens_seen, 0)
         seconds = round(elapsed * left / max(done, 1))
-        heldout = [f"heldout {points.heldout_losses[-1]:.3f}"] if points.heldout_losses else []
+        validation = [f"validation {points.validation_losses[-1]:.3f}"] if points.validation_losses else []
         return "  ".join(
             [
                 f"step {state.global_step}/{state.max_steps}",
                 f"loss {points.losses[-1]:.3f}",
-                *heldout,
+                *validation,
                 f"{tokens / elapsed:.0f} tok/s",
                 f"ETA {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}",
             ]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finelab import LabError
-from finelab.data.split import BY_FAMILY, BY_ROW, TRAIN, check_sides, is_heldout, question_key, side
+from finelab.data.split import BY_FAMILY, BY_ROW, TRAIN, VALIDATION, check_sides, question_key, side
 
 
 def messages(question, answer="An answer."):
@@ -53,7 +53,22 @@ def test_about_that_share_of_the_questions_is_held_out(share):
 @given(QUESTIONS, st.floats(0.01, 0.99), st.floats(0.01, 0.99))
 def test_a_larger_share_only_adds_held_out_rows(question, one, other):
     key = question_key(messages(question))
-    assert is_heldout(key, min(one, other)) <= is_heldout(key, max(one, other))
+    few, many = (side("a", key, share) == BY_ROW for share in sorted((one, other)))
+    assert few <= many
+
+
+@given(QUESTIONS, st.floats(0.01, 0.5), st.floats(0, 0.49))
+def test_validation_rows_come_from_those_to_train_on(question, share, validation):
+    key = question_key(messages(question))
+    before, after = side("a", key, share), side("a", key, share, (), validation)
+    assert after == before or (before, after) == (TRAIN, VALIDATION)
+
+
+def test_about_the_validation_share_is_kept_apart():
+    keys = [question_key(messages(f"Question {n}")) for n in range(20_000)]
+    validation = sum(side("a", key, 0.1, ["b"], 0.2) == VALIDATION for key in keys)
+    assert abs(validation - 4_000) < 4 * (20_000 * 0.2 * 0.8) ** 0.5
+    assert {side("b", key, 0.1, ["b"], 0.2) for key in keys} == {BY_FAMILY}
 
 
 def test_a_held_out_source_is_held_out_as_a_whole():
@@ -73,6 +88,13 @@ def test_an_unknown_source_names_the_known_ones():
 def test_an_empty_side_is_refused(sides):
     with pytest.raises(LabError, match=r"both are needed: .* data\.heldout_share = 0\.2"):
         check_sides(Counter(sides), ["a"], 0.2)
+
+
+def test_a_validation_share_without_rows_is_refused():
+    sides = Counter({TRAIN: 9, BY_ROW: 9})
+    with pytest.raises(LabError, match=r"none of 18 rows .* data\.validation_share = 0\.01"):
+        check_sides(sides, ["a"], 0.2, (), 0.01)
+    check_sides(sides | Counter({VALIDATION: 1}), ["a"], 0.2, (), 0.01)
 
 
 def test_rows_on_both_sides_pass():

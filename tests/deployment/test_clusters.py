@@ -27,7 +27,9 @@ def one(trial, runs):
         write_json(folder / "failed.json", {"reason": "it fell over"})
         return outcome(trial, runs)
     nats = 20 + trial.seed + len(trial.assignments) * 1.5 + 0.1 * len(trial.setting) * trial.seed
-    write_json(folder / "heldout_losses.json", {"a": {"tokens": 10, "bytes": 40, "tuned": nats}})
+    write_json(
+        folder / "heldout_losses.json", {"a": {"tokens": 10, "bytes": 40, "base": 30.0, "tuned": nats}}
+    )
     numbers = {"tokens_trained": 1000, "seconds": 5.0, "peak_memory_bytes": 1e9}
     write_json(folder / "evidence.json", {"training": numbers})
     write_text(folder / "notebooks" / "03_train.ipynb", "{}")

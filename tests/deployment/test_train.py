@@ -100,7 +100,7 @@ def leave(run, trial):
         return
     (run / "notebooks" / "03_train.ipynb").write_text("{}", encoding="utf-8")
     nats = 20 + trial.seed + 2 * (trial.setting == "good")
-    losses = {"a": {"tokens": 10, "bytes": 40, "tuned": nats}}
+    losses = {"a": {"tokens": 10, "bytes": 40, "base": 30.0, "tuned": nats}}
     (run / "heldout_losses.json").write_text(json.dumps(losses), encoding="utf-8")
     training = {"tokens_trained": 1000, "seconds": 5.0, "peak_memory_bytes": 1e9}
     (run / "evidence.json").write_text(json.dumps({"training": training}), encoding="utf-8")

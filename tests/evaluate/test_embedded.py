@@ -37,7 +37,7 @@ def test_a_padded_batch_gives_what_each_prompt_gives_alone(base, tokenizer):
 def test_an_untrained_adapter_forgets_nothing_and_a_destroyed_one_is_worse(base, neutral):
     model = with_adapter(base, moved=False, target_modules=["q_proj", "v_proj"])
     before, after = map(row_totals, base_and_tuned(model, neutral))
-    same = forgetting(neutral["source"], before, after)["all"]
+    same = forgetting(neutral["source"], before, after)["instructions"]
     assert (same.difference, same.verdict) == (0.0, "no measurable change")
     assert 2 < same.base < 5
     torch.manual_seed(0)
@@ -45,4 +45,4 @@ def test_an_untrained_adapter_forgets_nothing_and_a_destroyed_one_is_worse(base,
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
     before, after = map(row_totals, base_and_tuned(model, neutral))
-    assert forgetting(neutral["source"], before, after)["all"].verdict == "worse"
+    assert forgetting(neutral["source"], before, after)["instructions"].verdict == "worse"

@@ -15,7 +15,10 @@ from finelab.improve.trial import FAILED
 from finelab.run import open_run
 
 ROOT = Path(__file__).parents[2]
-LOSSES = {"a": {"tokens": 10, "bytes": 40, "tuned": 20.0}, "b": {"tokens": 5, "bytes": 20, "tuned": 11.0}}
+LOSSES = {
+    "a": {"tokens": 10, "bytes": 40, "base": 28.0, "tuned": 20.0},
+    "b": {"tokens": 5, "bytes": 20, "base": 17.0, "tuned": 11.0},
+}
 
 
 def finish(folder, trial, shift):
@@ -41,6 +44,7 @@ def test_a_failed_seed_is_said_and_takes_its_settings_verdict(tmp_path):
     assert [each.state for each in run_sweep(tmp_path, quiet=True)].count("failed") == 1
     found = report(tmp_path)["settings"]
     assert found["good"]["difference"] == pytest.approx(6 / 15)
+    assert found["good"]["untrained_loss"] == pytest.approx(45 / 15)
     assert "verdict" not in found["broken"] and found["broken"]["unfinished"] == {"2": "failed: it fell over"}
     assert "seed 2 failed: it fell over" in table(report(tmp_path)).loc["broken", "verdict"]
 

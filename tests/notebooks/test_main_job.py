@@ -138,14 +138,19 @@ def test_the_evidence_has_the_promised_keys(whole):
 def test_the_held_out_loss_on_the_way_and_the_tuned_batches_reach_the_trainer(lab):
     """What the small runs leave out: measured batches, intervals, early stopping, the best adapter kept."""
     changes = ["training.tune=true", "training.eval_steps=2", "training.early_stopping_patience=1"]
+    changes.append("data.validation_share=0.1")
     code, output = lab.run(*small("watched", *changes), "--stages", "data,train")
     assert code == 0, output
     notebook = lab.runs / "watched" / "notebooks" / "03_train.ipynb"
     evidence = json.loads((lab.runs / "watched" / "evidence.json").read_text(encoding="utf-8"))
     assert [trial["verdict"] for trial in evidence["tuning"]["trials"]].count("chosen") == 1
-    assert evidence["training"]["best_heldout_loss"] < 5
+    assert evidence["training"]["best_validation_loss"] < 5
     assert evidence["training"]["best_step"] in (2, 4, 6)
-    assert "heldout " in notebook.read_text(encoding="utf-8")
+    sides = ("train_rows", "heldout_rows", "validation_rows")
+    assert sum(evidence["data"][side] for side in sides) == 80
+    assert evidence["data"]["validation_rows"] > 0
+    assert evidence["evaluation"]["rows"] < evidence["data"]["heldout_rows"]  # the rest are the families
+    assert "validation " in notebook.read_text(encoding="utf-8")
 
 
 def test_the_counted_tokens_are_the_tokens_that_were_trained_on(whole):

@@ -82,6 +82,20 @@ def test_the_loss_stands_in_the_hubs_own_metadata(tmp_path):
     assert (result.metric_type, result.metric_value) == ("loss", 1.2)
 
 
+def test_a_merged_files_card_has_the_files_own_loss_and_an_adapters_the_adapters(tmp_path):
+    run = recorded(tmp_path, "smollm2-135m")
+    assert "before the merge" in card_of(run)[0]
+    own = {"heldout_nll_tuned": 1.25, "difference": -0.65, "verdict": "improved", "rows": 41}
+    run.record("merged_evaluation", EVIDENCE["evaluation"] | own)
+    text, metadata = card_of(run)
+    assert "On 41 held-out conversations" in text and "Measured on this file" in text
+    assert metadata.eval_results[0].metric_value == 1.25
+    (run.merged / "adapter_config.json").write_text("{}", encoding="utf-8")
+    text, metadata = card_of(run)
+    assert "On 43 held-out conversations" in text and "Measured with the adapter" in text
+    assert metadata.eval_results[0].metric_value == 1.2
+
+
 def test_without_an_evaluation_none_is_claimed(tmp_path):
     run = recorded(tmp_path, "smollm2-135m")
     evidence = run.evidence()

@@ -28,9 +28,9 @@ def test_a_runs_log_becomes_its_panels():
     figure = show.loss_curve(*curve(log_of(40, heldout=(10, 40))), resumes=[20], title="step 40/40")
     loss, rate, speed = figure.axes
     assert loss.get_title(loc="left") == "step 40/40"
-    assert set(lines_of(loss)) == {"loss", "smoothed", "held out", "resumed"}
-    assert list(lines_of(loss)["held out"].get_xdata()) == [10, 40]
-    assert list(lines_of(loss)["held out"].get_ydata()) == [2.25, 1.5]
+    assert set(lines_of(loss)) == {"loss", "smoothed", "validation", "resumed"}
+    assert list(lines_of(loss)["validation"].get_xdata()) == [10, 40]
+    assert list(lines_of(loss)["validation"].get_ydata()) == [2.25, 1.5]
     assert lines_of(loss)["loss"].get_ydata()[-1] == 1.0
     assert set(rate.lines[0].get_ydata()) == {1e-4}
     assert set(speed.lines[0].get_ydata()) == {200.0}

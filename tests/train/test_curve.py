@@ -25,7 +25,7 @@ def test_the_curve_leaves_out_the_final_summary():
 def test_held_out_losses_stand_at_their_own_steps():
     log = [logged(1), logged(2), {"eval_loss": 1.4, "eval_runtime": 3.0, "step": 2}, logged(3)]
     found = curve(log)
-    assert (found.heldout_steps, found.heldout_losses) == ([2], [1.4])
+    assert (found.validation_steps, found.validation_losses) == ([2], [1.4])
     assert found.steps == [1, 2, 3]
 
 

@@ -28,6 +28,7 @@ FSDP = {**BY_ACCELERATE, **BY_TORCHRUN, "ACCELERATE_USE_FSDP": "true", "FSDP_VER
 FSDP2 = ["--fsdp_version", "2", "--fsdp_state_dict_type", "FULL_STATE_DICT"]
 FSDP2 += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+EARLY = ["training.eval_steps=10", "training.early_stopping_patience=2", "data.validation_share=0.1"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -131,7 +132,7 @@ def test_a_launch_that_would_do_something_else_is_refused(environment, device, c
         ([], 4, None),
         (["lora.lora_dropout=0.1"], 1, None),
         (["lora.lora_dropout=0.1"], 2, r"processes: 2 -> 1 \(lora_dropout = 0.1 draws other random numbers"),
-        (["training.eval_steps=10", "training.early_stopping_patience=2"], 2, "early stopping compares"),
+        (EARLY, 2, "early stopping compares"),
     ],
 )
 def test_another_number_of_processes_goes_on_where_that_is_sound(preset, changes, sealed_by, reason):

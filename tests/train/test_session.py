@@ -36,7 +36,8 @@ def changed(run, *assignments):
 @pytest.fixture
 def stopping(run):
     """The run with early stopping after two measurements, each second step, that are not better."""
-    return changed(run, "training.eval_steps=2", "training.early_stopping_patience=2")
+    changes = ["training.eval_steps=2", "training.early_stopping_patience=2", "data.validation_share=0.1"]
+    return changed(run, *changes)
 
 
 EARLY = {
@@ -118,7 +119,7 @@ def test_early_stopping_keeps_the_best_adapter_and_trains_no_step_more(stopping,
     best = min(measured, key=measured.get)
     assert training["stopped_early"]
     assert training["steps"] == best + 4 == max(measured) < 32
-    assert (training["best_step"], training["best_heldout_loss"]) == (best, measured[best])
+    assert (training["best_step"], training["best_validation_loss"]) == (best, measured[best])
     adapter = sha256(run.adapter / ADAPTER)
     assert adapter == sha256(run.checkpoints / f"checkpoint-{best}" / ADAPTER)
     assert adapter != sha256(run.checkpoints / f"checkpoint-{best + 4}" / ADAPTER)
@@ -143,8 +144,8 @@ def test_patience_is_counted_across_sittings(stopping, tmp_path):
     session.complete(trainer)
     found = run.evidence()["training"]
     assert found["resumes"] == [last - 1]
-    assert [found[name] for name in ("steps", "best_step", "best_heldout_loss")] == [
-        expected[name] for name in ("steps", "best_step", "best_heldout_loss")
+    assert [found[name] for name in ("steps", "best_step", "best_validation_loss")] == [
+        expected[name] for name in ("steps", "best_step", "best_validation_loss")
     ]
 
 

@@ -31,7 +31,7 @@ from finelab.train.watch import (
 from tests.tiny import base_model, with_adapter
 
 ROWS = [{"input_ids": [3 + i, 5, 7, 9], "labels": [-100, 5, 7, 9]} for i in range(16)]
-LINE = r"step \d+/\d+  loss \d+\.\d{3}(  heldout \d+\.\d{3})?  \d+ tok/s  ETA \d+:\d\d:\d\d"
+LINE = r"step \d+/\d+  loss \d+\.\d{3}(  validation \d+\.\d{3})?  \d+ tok/s  ETA \d+:\d\d:\d\d"
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_run_that_goes_well_shows_its_last_line(run, trainer_of, capsys):
     said = lines(capsys.readouterr().out)
     assert all(re.fullmatch(LINE, line) for line in said)
     assert said[-1].startswith("step 8/8  loss ")
-    assert "  heldout " in said[-1]
+    assert "  validation " in said[-1]
     assert said[-1].endswith("ETA 0:00:00")
 
 
