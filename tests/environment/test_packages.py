@@ -1,5 +1,6 @@
 """environment/lock.py: its check finds what is wrong, and each exception that it is told of is needed."""
 
+import ast
 import copy
 import importlib.util
 import json
@@ -8,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 ENVIRONMENT = Path(__file__).parents[2] / "environment"
 
@@ -133,6 +136,32 @@ def test_every_version_is_in_a_lock():
 
 def test_the_kept_metadata_names_no_address():
     assert "://" not in (ENVIRONMENT / "wheels.json").read_text(encoding="utf-8")
+
+
+# What is wanted
+
+
+def imported(folder):
+    """The top-level modules that a folder's files import."""
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (each.name.partition(".")[0] for each in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield node.module.partition(".")[0]
+
+
+def test_what_the_library_imports_is_wanted_with_a_reason():
+    others = {"finelab", "lab", "libgguf"}  # libgguf: a user's own choice, which publish/gguf.py offers
+    found = set(imported(ENVIRONMENT.parent / "finelab")) - sys.stdlib_module_names - others
+    providers = packages_distributions()
+    wanted = {name for group in packages().tables["wanted"].values() for name in group}
+    unsaid = {
+        module
+        for module in found
+        if wanted.isdisjoint(canonicalize_name(each) for each in providers.get(module, [module]))
+    }
+    assert not unsaid
 
 
 # The index
