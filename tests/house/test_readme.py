@@ -65,7 +65,7 @@ def test_the_measured_numbers_are_those_of_the_result_file():
     training, evaluation = details["training"], details["evaluation"]
     minutes, seconds = divmod(round(details["wall_s"]), 60)
     low, high = evaluation["interval"]
-    families = evaluation["families"]
+    families, tables = evaluation["families"], evaluation["by_source"]["table-lookup"]
     for said in (
         f"{minutes} min {seconds:02} s",
         f"{details['peak_memory_bytes'] / 1e9:.1f} GB",
@@ -75,6 +75,7 @@ def test_the_measured_numbers_are_those_of_the_result_file():
         f"{evaluation['heldout_nll_base']:.3f} → {evaluation['heldout_nll_tuned']:.3f}",
         f"{evaluation['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
         f"{families['heldout_nll_base']:.3f} → {families['heldout_nll_tuned']:.3f}",
+        f"{tables['base']:.3f} → {tables['tuned']:.3f}",
     ):
         assert said in README, said
 
