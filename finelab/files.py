@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ _REASONS = {
     errno.EPERM: "this user may not write there; choose another folder or change its permissions",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
 }
+HELD_S = 2.0 if os.name == "nt" else 0.0
 if os.name == "nt":  # a file that is open cannot be replaced there
     _REASONS[errno.EACCES] = (
         "another program or notebook has it open, or this user may not write there; close what uses it "
@@ -59,7 +61,7 @@ def write_text(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            rename(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -92,14 +94,31 @@ def _exchange(stage: Path, folder: Path) -> None:
     """Put `stage` in the place of `folder`, which comes back when that fails."""
     replaced = stage.with_name(stage.name + ".old")
     if folder.exists():
-        folder.rename(replaced)
+        rename(folder, replaced)
     try:
-        stage.rename(folder)
+        rename(stage, folder)
     except OSError:
         if replaced.exists():
-            replaced.rename(folder)
+            rename(replaced, folder)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def rename(path: Path, target: Path) -> None:
+    """Give a file or folder another name, in the place of a file that has it.
+
+    On Windows a virus scanner or the search index has what was just written open for a moment, and the name
+    cannot change meanwhile: so it is tried again for `HELD_S` seconds.
+    """
+    until = time.monotonic() + HELD_S
+    while True:
+        try:
+            path.replace(target)
+            return
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
 
 
 def sha256(path: Path) -> str:

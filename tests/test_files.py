@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finelab import LabError
+from finelab import LabError, files
 from finelab.files import sha256, staged, write_text, writing
 
 
@@ -45,18 +45,33 @@ def test_a_folder_that_cannot_be_replaced_comes_back(tmp_path, monkeypatch):
     folder = tmp_path / "merged"
     with staged(folder) as stage:
         (stage / "old").write_text("x", encoding="utf-8")
-    rename = Path.rename
+    replace = Path.replace
 
     def held(self, target):  # by another program, as Windows does it
         if (self / "new").exists():
             raise PermissionError(errno.EACCES, "in use")
-        return rename(self, target)
+        return replace(self, target)
 
-    monkeypatch.setattr(Path, "rename", held)
+    monkeypatch.setattr(Path, "replace", held)
     with pytest.raises(LabError, match="cannot write"), staged(folder) as stage:
         (stage / "new").write_text("x", encoding="utf-8")
     assert [each.name for each in folder.iterdir()] == ["old"]
     assert [each.name for each in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_name_that_is_held_for_a_moment_changes_after_it(tmp_path, monkeypatch):
+    replace, tries = Path.replace, []
+
+    def held(self, target):  # by a virus scanner, as on Windows
+        tries.append(self)
+        if len(tries) < 3:
+            raise PermissionError(errno.EACCES, "in use")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", held)
+    monkeypatch.setattr(files, "HELD_S", 60.0)
+    write_text(tmp_path / "a.txt", "text")
+    assert (len(tries), (tmp_path / "a.txt").read_text(encoding="utf-8")) == (3, "text")
 
 
 def test_a_kill_while_staging_leaves_no_folder_under_the_final_name(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finelab.errors import LabError
-from finelab.files import fsync, writing
+from finelab.files import fsync, rename, writing
 from finelab.machine import require_free_space
 from finelab.publish.merge import Tensor, both_transformers, read_json, read_shards
 
@@ -55,7 +55,7 @@ def export_gguf(model: Path, path: Path, file_format: str = "f16") -> None:
             with closing(writer):
                 _write_tensors(writer, tensors, config, file_format)
             fsync(part)
-            part.replace(path)
+            rename(part, path)
         finally:
             part.unlink(missing_ok=True)
 
