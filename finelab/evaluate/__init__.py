@@ -1,6 +1,6 @@
 """Stage 6: what the fine-tune changed, on rows it never saw."""
 
-from finelab.evaluate.adapter import update_norms
+from finelab.evaluate.adapter import update_rms
 from finelab.evaluate.answers import answer, answers_evidence, keep_answers, prompts
 from finelab.evaluate.base import base_losses
 from finelab.evaluate.compare import (
@@ -55,5 +55,5 @@ __all__ = [
     "row_totals",
     "token_changes",
     "token_nll",
-    "update_norms",
+    "update_rms",
 ]

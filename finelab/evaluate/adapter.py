@@ -1,28 +1,30 @@
-"""How far the adapter moves each weight: the norm of its update, by layer and projection."""
+"""How far the adapter moves each weight: the size of its update, by layer and projection."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
-def update_norms(model: Any, adapter: str = "default") -> dict[str, dict[int, float]]:
-    """The Frobenius norm of s * B @ A for each projection and, in it, each layer of a PEFT model.
+def update_rms(model: Any, adapter: str = "default") -> dict[str, dict[int, float]]:
+    """The root mean square of s * B @ A's entries, for each projection and each layer of a PEFT model.
 
-    B @ A, which is as large as the weight itself, is never formed: its squared norm is the trace of
-    (B^T B)(A A^T), two matrices of r rows. Modules without this adapter are left out.
+    So large weights and small ones compare. B @ A, which is as large as the weight itself, is never formed:
+    its squared norm is the trace of (B^T B)(A A^T), two matrices of r rows. Modules without this adapter are
+    left out.
     """
-    norms: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[int, float]] = {}
     for name, module in model.named_modules():
         place = LAYER.search(f"{name}.")
         if place is None or adapter not in getattr(module, "lora_A", {}):
             continue
         a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-        norm = abs(module.scaling[adapter]) * product_norm(b, a)
-        norms.setdefault(name.rsplit(".", 1)[-1], {})[int(place[1])] = norm
-    return norms
+        rms = abs(module.scaling[adapter]) * product_norm(b, a) / math.sqrt(len(b) * a.shape[1])
+        found.setdefault(name.rsplit(".", 1)[-1], {})[int(place[1])] = rms
+    return found
 
 
 def product_norm(b: Any, a: Any) -> float:

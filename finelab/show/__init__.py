@@ -6,7 +6,7 @@ from finelab.show.evaluation import (
     intervals,
     token_changes,
     token_changes_html,
-    update_norms,
+    update_rms,
     word_diff,
     word_diff_html,
 )
@@ -44,7 +44,7 @@ __all__ = [
     "save",
     "token_changes",
     "token_changes_html",
-    "update_norms",
+    "update_rms",
     "word_diff",
     "word_diff_html",
 ]

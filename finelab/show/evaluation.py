@@ -60,14 +60,14 @@ def token_changes_html(texts: Sequence[str], changes: Sequence[float]) -> str:
     return f"<pre style='{style}'>{''.join(parts)}</pre>"
 
 
-def update_norms(norms: Mapping[str, Mapping[int, float]]) -> Any:
+def update_rms(updates: Mapping[str, Mapping[int, float]]) -> Any:
     """A heat map of the adapter's update: a row for each projection, a column for each layer."""
-    layers = sorted({layer for each in norms.values() for layer in each})
-    values = [[each.get(layer, np.nan) for layer in layers] for each in norms.values()]
-    title = "how far the adapter moves each weight: the norm of s · B · A"
-    figure, axes = _axes(title, "layer", "", height=1.2 + 0.3 * len(norms))
+    layers = sorted({layer for each in updates.values() for layer in each})
+    values = [[each.get(layer, np.nan) for layer in layers] for each in updates.values()]
+    title = "how far the adapter moves each weight: root mean square of s · B · A"
+    figure, axes = _axes(title, "layer", "", height=1.2 + 0.3 * len(updates))
     image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0)
-    axes.set_yticks(range(len(norms)), list(norms))
+    axes.set_yticks(range(len(updates)), list(updates))
     every = math.ceil(len(layers) / 16)
     axes.set_xticks(range(0, len(layers), every), layers[::every])
     figure.colorbar(image, ax=axes)

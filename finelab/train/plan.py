@@ -130,7 +130,7 @@ def _order(lengths: Sequence[int], group: int, seed: int, strategy: str, epoch: 
         return list(range(len(lengths)))
     generator = torch.Generator().manual_seed(seed + epoch)
     if strategy == "random":  # accelerate's SeedableRandomSampler
-        return [int(i) for i in torch.randperm(len(lengths), generator=generator)]
+        return torch.randperm(len(lengths), generator=generator).tolist()  # type: ignore[no-any-return]
     if strategy != "group_by_length":
         raise LabError(f"no sampling strategy {strategy!r}; there are: {', '.join(SAMPLING)}.")
     from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -207,9 +207,10 @@ class Rate:
 
     def seconds(self, batches: Sequence[Batch]) -> float:
         """The seconds that a run of these micro-batches takes."""
-        _, positions, squares = np.array(batches, dtype=float).T
-        per_batch = self.overhead_s + self.per_token_s * positions + self.per_square_s * squares
-        return float(per_batch.sum()) + self.beside_s
+        positions = sum(batch.positions for batch in batches)
+        squares = sum(batch.squares for batch in batches)
+        per_batch = self.overhead_s * len(batches)
+        return per_batch + self.per_token_s * positions + self.per_square_s * squares + self.beside_s
 
 
 def fit_rate(timings: Sequence[tuple[Batch, float]]) -> Rate:

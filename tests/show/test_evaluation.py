@@ -72,7 +72,7 @@ def test_answers_are_shown_as_text_never_as_html():
 
 
 def test_norms_stand_at_their_layer_and_projection():
-    figure = show.update_norms({"q_proj": {0: 0.1, 1: 0.2}, "v_proj": {1: 0.4}})
+    figure = show.update_rms({"q_proj": {0: 0.1, 1: 0.2}, "v_proj": {1: 0.4}})
     image = figure.axes[0].images[0].get_array()
     assert image.shape == (2, 2)
     assert image[1, 1] == pytest.approx(0.4)
