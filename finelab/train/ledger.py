@@ -55,10 +55,11 @@ def ledger_path() -> Path:
 
 
 def machine_key(recipe: Recipe, profile: Profile) -> str:
-    """What runs share that correct each other: the device, the model and the dtype."""
-    hardware = profile.hardware
-    cores = f" x {hardware.cores}" if hardware.device == "cpu" else ""
-    return f"{hardware.name}{cores}, {recipe.model.model_name}, {profile.dtype}"
+    """What runs share that correct each other: the device, a CPU's threads, the model and the dtype."""
+    import torch
+
+    threads = f" x {torch.get_num_threads()}" if profile.device == "cpu" else ""
+    return f"{profile.hardware.name}{threads}, {recipe.model.model_name}, {profile.dtype}"
 
 
 def entries() -> list[dict[str, Any]]:

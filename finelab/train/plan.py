@@ -39,7 +39,7 @@ from finelab.train.memory import (
     shape_memory,
     shape_of,
 )
-from finelab.train.probe import Probe, probe, timed_save
+from finelab.train.probe import Probe, probe, timed_look, timed_save
 
 DRIFT = 0.10  # the least half-width of a probe's band: one batch again and again for 100 s varied by +-10 %
 CPU_ADAM_S = 3.5e-9  # clipping and AdamW take so long for each trained parameter
@@ -426,12 +426,15 @@ def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
 
 
 def _whole_rate(rate: Rate, run: Run, profile: Profile, trainer: Any, steps: int) -> Rate:
-    """The probe's rate with what no probe of micro-batches sees: optimizer steps and saves."""
+    """The probe's rate with what no probe of micro-batches sees: optimizer steps, saves and looks."""
     trained = sum(each.numel() for each in trainer.model.parameters() if each.requires_grad)
     saves = math.ceil(steps / trainer.args.save_steps) if trainer.args.save_strategy == "steps" else 0
     beside_s = saves * timed_save(run.checkpoints, 12 * trained)  # the adapter and Adam's moments in float32
     if profile.device == "cpu":
         beside_s += steps * trained * CPU_ADAM_S
+    if trainer.args.eval_strategy == "steps":
+        looks = steps // trainer.args.eval_steps + trainer.args.eval_on_start
+        beside_s += looks * timed_look(trainer)
     return dataclasses.replace(rate, beside_s=beside_s)
 
 

@@ -24,6 +24,7 @@ from finelab.train.batches import Batch, collated, flattens, positions
 WARM_UP = (1, 0, 0.5)  # by size: the largest batch, which shows the memory, the smallest, a middle one
 GOLDEN = 0.618034  # its multiples, less their whole part, lie evenly between 0 and 1 however many there are
 FEWEST, MOST = 6, 20  # micro-batches that are timed
+LOOKED = 4  # batches of validation rows that are timed
 UNSLOTH_MARKER = "_unsloth_pretrain_marker"  # Unsloth's `train` resets its compiler where a step came before
 COUNTERS = ("_metrics", "_total_train_tokens")  # what TRL's trainer counts, and reports in its next log
 
@@ -81,6 +82,21 @@ def timed_save(folder: Path, size_bytes: int) -> float:
             file.seek(0)
             hashlib.file_digest(file, "sha256")
     return time.perf_counter() - began
+
+
+def timed_look(trainer: Any) -> float:
+    """Seconds of a look at all of the trainer's `eval_dataset`, from LOOKED of its batches."""
+    with prepared(trainer) as model:
+        model.eval()
+        batches = list(trainer.get_eval_dataloader())
+        picks = batches[:: math.ceil(len(batches) / LOOKED)]
+        trainer.prediction_step(model, picks[0], prediction_loss_only=True)  # the first one warms up
+        began = time.perf_counter()
+        for batch in picks:
+            float(trainer.prediction_step(model, batch, prediction_loss_only=True)[0])
+        seconds = time.perf_counter() - began
+    total, timed = (sum(batch["input_ids"].numel() for batch in each) for each in (batches, picks))
+    return float(seconds * total / timed)
 
 
 @dataclass(frozen=True)

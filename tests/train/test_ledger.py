@@ -193,9 +193,14 @@ def test_a_run_without_a_plan_is_told(run, profile):
         settle(run, profile, Trainer())
 
 
-def test_another_number_of_cores_is_another_machine(preset, profile):
-    other = dataclasses.replace(profile.hardware, cores=8)
-    assert machine_key(preset, profile) != machine_key(preset, machine.decide(other, preset))
+def test_another_number_of_threads_is_another_machine(preset, profile, monkeypatch):
+    """A sweep's trials have one each, so the run that has the whole machine is not corrected by them."""
+    import torch
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = machine_key(preset, profile)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert machine_key(preset, profile) != alone
     assert "float32" in machine_key(preset, profile)
 
 

@@ -27,7 +27,7 @@ from finelab.train.plan import (
     plan_training,
     workload,
 )
-from finelab.train.probe import FEWEST, WARM_UP, Probe, probe
+from finelab.train.probe import FEWEST, WARM_UP, Probe, probe, timed_look
 from tests.tiny import base_model, with_adapter
 
 NOW = datetime.datetime(2026, 11, 24, 8, 0)
@@ -67,7 +67,7 @@ def trainer_of(tmp_path, tokenizer):
 
     seen = []
 
-    def make(rows, dropout=0.0, flat=None, **changes):
+    def make(rows, dropout=0.0, flat=None, eval_dataset=None, **changes):
         arguments = {
             "output_dir": str(tmp_path / "out"),
             "per_device_train_batch_size": 4,
@@ -89,6 +89,7 @@ def trainer_of(tmp_path, tokenizer):
             model=model,
             args=TrainingArguments(**arguments | changes),
             train_dataset=dataset,
+            eval_dataset=Dataset.from_list(eval_dataset) if eval_dataset else None,
             data_collator=recording(flat or DataCollatorForSeq2Seq(tokenizer=tokenizer)),
         )
         trainer._signature_columns = ["input_ids", "labels", "seq_lengths"]  # as TRL's trainer keeps them
@@ -345,6 +346,8 @@ def test_a_probe_leaves_weights_gradients_randomness_and_mode_as_they_were(train
         ids = torch.tensor([[5, 6, 7]])
         logits = trainer.model(input_ids=ids).logits
     probe(trainer, epoch_batches(lengths, 4, 1), lengths, limit_s=0)
+    trainer.eval_dataset = trainer.train_dataset
+    assert timed_look(trainer) > 0
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
     assert torch.equal(parameter.grad, torch.ones_like(parameter))
     assert [each.grad for each in trainer.model.parameters() if each is not parameter].count(None) == (
@@ -501,6 +504,17 @@ def test_the_plan_of_a_trainer_is_kept_until_its_training_is_over(ledger_here, r
     again = plan_training(run, profile, trainer_of(rows, num_train_epochs=1))
     assert again.predicted == plan.predicted
     assert text_of(again) == text_of(plan)
+
+
+def test_looks_on_the_way_are_in_the_plan(ledger_here, run, profile, trainer_of, monkeypatch):
+    monkeypatch.setattr("finelab.train.plan.timed_look", lambda trainer: 1000.0)
+    looking = {"eval_strategy": "steps", "eval_steps": 3, "eval_dataset": rows_of(4)}
+    planned = {
+        start: plan_training(run, profile, trainer_of(rows_of(30), eval_on_start=start, **looking))
+        for start in (False, True)
+    }
+    assert planned[True].predicted["steps"] == 12
+    assert [round(planned[start].predicted["seconds"], -3) for start in (False, True)] == [4000, 5000]
 
 
 def test_a_plan_of_flat_batches_counts_no_padding_and_follows_what_the_trainer_was_given(
