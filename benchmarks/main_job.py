@@ -1,8 +1,9 @@
 """Time the main job: `python lab.py run` on the embedded default, from nothing but its environment.
 
-python benchmarks/main_job.py   writes benchmarks/results/main_job.json and its two pictures; with another
-machine the numbers are another's. No peer is compared, so `ratios` is empty. --keep FOLDER leaves the run
-there, for benchmarks/screenshots.py and benchmarks/pages.py.
+python benchmarks/main_job.py   writes benchmarks/results/main_job.json and its two pictures, on a processor
+without bfloat16 main_job_float32.json and its own; with another machine the numbers are another's. No peer is
+compared, so `ratios` is empty. --keep FOLDER leaves the run there, for benchmarks/screenshots.py and
+benchmarks/pages.py.
 """
 
 import argparse
@@ -37,17 +38,20 @@ def main() -> None:
         wall_s = time.monotonic() - started
         run = Path(runs) / "smollm2-135m"
         evidence = json.loads((run / "evidence.json").read_text(encoding="utf-8"))
-        for name in PICTURES:
-            shutil.copy(run / "figures" / f"{name}.png", RESULTS / f"main_job-{name}.png")
+        name = "main_job"
+        if (dtype := evidence["machine"]["profile"]["dtype"]) != "bfloat16":
+            name = f"{name}_{dtype}"
+        for picture in PICTURES:
+            shutil.copy(run / "figures" / f"{picture}.png", RESULTS / f"{name}-{picture}.png")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # Linux counts KiB
     result = {
-        "benchmark": "main_job",
+        "benchmark": name,
         "ratios": {},
         "limit_share": None,
         "details": {"wall_s": round(wall_s, 1), "peak_memory_bytes": peak, **evidence},
     }
     text = json.dumps(result, ensure_ascii=False)
-    (RESULTS / "main_job.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(text)
 
 

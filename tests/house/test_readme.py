@@ -80,6 +80,22 @@ def test_the_measured_numbers_are_those_of_the_result_file():
         assert said in README, said
 
 
+def test_what_the_merge_costs_is_that_of_its_result_file():
+    path = RESULT.with_name("main_job_float32.json")
+    details = json.loads(path.read_text(encoding="utf-8"))["details"]
+    adapter, merged = details["evaluation"], details["merged_evaluation"]
+    minutes, seconds = divmod(round(details["wall_s"]), 60)
+    low, high = merged["interval"]
+    for said in (
+        f"{minutes} min {seconds:02} s",
+        f"{adapter['heldout_nll_base']:.3f} → {adapter['heldout_nll_tuned']:.3f} and its merged file",
+        f"{merged['heldout_nll_base']:.3f} → {merged['heldout_nll_tuned']:.3f}: a difference",
+        f"{merged['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
+        f"{100 * merged['difference'] / adapter['difference']:.0f} % of the adapter's",
+    ):
+        assert said in README, said
+
+
 def test_the_tables_of_models_and_times_are_those_of_their_sources():
     report = runpy.run_path(str(ROOT / "benchmarks" / "report.py"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
