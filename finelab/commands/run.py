@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from finelab import recipe
 from finelab.errors import LabError
-from finelab.files import writing
+from finelab.files import rename, writing
 from finelab.machine import require_free_space
 from finelab.recipe import Recipe
 from finelab.run import (
@@ -211,7 +211,7 @@ def set_aside(run: Run, stages: list[str], outputs: bool) -> None:
         for path in present:
             moved = target / path.relative_to(run.folder)
             moved.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(moved)
+            rename(path, moved)
 
 
 def run_stages(run: Run, notebooks: Path, console: Console, stages: Sequence[str] = tuple(OUTPUTS)) -> None:

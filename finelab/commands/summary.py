@@ -75,11 +75,12 @@ def comparison(values: dict[str, Any]) -> str:
 
 def merged(run: Run) -> list[tuple[str, str]]:
     """What the merged weights are, their own loss, and one row per link of the identity chain."""
-    links = run.evidence().get("identity", [])
-    weights = [("merged weights", link["weights"]) for link in links[:1] if "weights" in link]
-    if own := run.evidence().get("merged_evaluation"):
-        weights.append(("merged file's held-out loss", comparison(own)))
-    rows = [
+    evidence = run.evidence()
+    links = evidence.get("identity", [])
+    rows = [("merged weights", link["weights"]) for link in links[:1] if "weights" in link]
+    if own := evidence.get("merged_evaluation"):
+        rows.append(("merged file's held-out loss", comparison(own)))
+    rows += [
         (
             f"{link.get('from', NOTHING)} -> {link.get('to', NOTHING)}",
             f"{'passed' if link.get('passed') else 'FAILED'}: mean KL "
@@ -88,7 +89,7 @@ def merged(run: Run) -> list[tuple[str, str]]:
         )
         for link in links
     ]
-    return weights + rows or [("merge check", NOTHING)]
+    return rows or [("merge check", NOTHING)]
 
 
 def places(run: Run) -> list[tuple[str, str]]:

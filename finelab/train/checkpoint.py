@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from finelab.errors import LabError
-from finelab.files import fsync, sha256, write_json, writing
+from finelab.files import fsync, rename, sha256, write_json, writing
 from finelab.machine import versions
 from finelab.run import Run
 from finelab.train import distributed
@@ -115,7 +115,7 @@ def newest_whole(checkpoints: Path) -> Checkpoint | None:
         if isinstance(read, Checkpoint):
             return read
         aside = folder.with_name(f"broken-{folder.name}-{uuid.uuid4().hex[:6]}")
-        folder.rename(aside)
+        rename(folder, aside)
         print(f"{folder.name} is not whole ({read}); set aside as {aside.name}.")
     return None
 

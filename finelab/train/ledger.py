@@ -15,7 +15,7 @@ from typing import Any
 
 from finelab.embedded.model import cache_folder
 from finelab.errors import LabError
-from finelab.files import write_json
+from finelab.files import rename, write_json
 from finelab.machine import Profile
 from finelab.recipe import Recipe
 from finelab.run import Run
@@ -71,7 +71,7 @@ def entries() -> list[dict[str, Any]]:
         return [_checked(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError, KeyError) as error:
         aside = path.with_name(f"ledger-damaged-{uuid.uuid4().hex[:6]}.json")
-        path.rename(aside)
+        rename(path, aside)
         print(f"The ledger of earlier runs cannot be read ({error!r}); set aside as {aside.name}.")
         return []
 

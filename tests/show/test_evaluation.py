@@ -71,7 +71,7 @@ def test_answers_are_shown_as_text_never_as_html():
     assert "<ins>&lt;img" in html
 
 
-def test_norms_stand_at_their_layer_and_projection():
+def test_updates_stand_at_their_layer_and_projection():
     figure = show.update_rms({"q_proj": {0: 0.1, 1: 0.2}, "v_proj": {1: 0.4}})
     image = figure.axes[0].images[0].get_array()
     assert image.shape == (2, 2)

@@ -22,7 +22,7 @@ def test_the_curve_leaves_out_the_final_summary():
     assert curve(log)[:3] == ([1, 2], [2.0, 1.0], [1e-4, 0.0])
 
 
-def test_held_out_losses_stand_at_their_own_steps():
+def test_validation_losses_stand_at_their_own_steps():
     log = [logged(1), logged(2), {"eval_loss": 1.4, "eval_runtime": 3.0, "step": 2}, logged(3)]
     found = curve(log)
     assert (found.validation_steps, found.validation_losses) == ([2], [1.4])
