@@ -85,7 +85,7 @@ def vllm_command(serve: str) -> list[str]:
     from models_on_volume import model_arguments
 
     command = ["vllm", "serve", *model_arguments(serve, MAX_MODEL_LEN), "--port", str(PORT)]
-    command += ["--dtype", "half" if SETTINGS["FINELAB_GPU"].startswith("T4") else "bfloat16"]  # T4: no bf16
+    command += ["--dtype", "half" if SETTINGS["FINELAB_GPU"].startswith("T4") else "auto"]  # T4: no bf16
     command += ["--max-num-seqs", str(MAX_CONCURRENCY), "--shutdown-timeout", str(DRAIN_S)]
     command += ["--middleware", "gate.Gate", "--enable-request-id-headers", "--enable-prompt-tokens-details"]
     command += ["--sse-keep-alive-interval", "15"]

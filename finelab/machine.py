@@ -123,6 +123,7 @@ def decide(hardware: Hardware, recipe: Recipe, overrides: str = "") -> Profile:
     settle("bf16", decisions["dtype"].value == "bfloat16", "autocast in the dtype above")
     settle("fp16", decisions["dtype"].value == "float16", "autocast above, with a scaled loss")
     settle("merge_dtype", *_merge_dtype(hardware, decisions["dtype"].value))
+    settle("merged_dtype", *_merged_dtype(recipe, decisions["merge_dtype"].value))
     settle("load_in_4bit", *_load_in_4bit(hardware, recipe))
     settle("use_gradient_checkpointing", *_checkpointing(hardware, recipe))
     settle("fast_cpu_step", *_fast_cpu_step(hardware, recipe))
@@ -253,6 +254,12 @@ def _merge_dtype(hardware: Hardware, dtype: str) -> tuple[str, str]:
     return "bfloat16", "the base's files are bfloat16; a float32 model would be saved as float16"
 
 
+def _merged_dtype(recipe: Recipe, merge_dtype: str) -> tuple[str, str]:
+    if recipe.publish.merged_dtype == "float16":
+        return "float16", "as the recipe says"
+    return merge_dtype, "as its base"
+
+
 def _load_in_4bit(hardware: Hardware, recipe: Recipe) -> tuple[bool, str]:
     if recipe.model.load_in_4bit and hardware.device != "cuda":
         return False, "without a card 4 bit saves nothing and cannot be merged"
@@ -287,7 +294,7 @@ def _read_overrides(text: str) -> dict[str, Any]:
         if not equals:
             raise LabError(f"{OVERRIDE}={text}: expected name=value, got {item!r}.")
         found[name] = words.get(value.lower(), int(value) if value.isdigit() else value)
-    for name in ("dtype", "merge_dtype"):
+    for name in ("dtype", "merge_dtype", "merged_dtype"):
         if found.get(name, "float32") not in ("float32", "float16", "bfloat16"):
             raise LabError(f"{OVERRIDE}: {name} must be float32, float16 or bfloat16.")
     return found

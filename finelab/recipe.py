@@ -25,6 +25,7 @@ INIT_LORA_WEIGHTS = (True, "gaussian", "pissa", "pissa_niter_16", "olora", "loft
 OPTIM = ("adamw_8bit", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit")  # the usual ones
 LR_SCHEDULER_TYPE = ("linear", "cosine", "constant", "constant_with_warmup")
 REPORT_TO = ("none", "trackio", "tensorboard", "wandb")
+MERGED_DTYPE = ("base", "float16")
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,16 @@ class Chat:
 
 @dataclass(frozen=True)
 class Publish:
-    """The names on the Hub: a base model's id for the card, and the repository the merge goes to."""
+    """The names on the Hub: a base model's id for the card, and the repository the merge goes to.
+
+    `merged_dtype` is the merged file's: its base's, or float16, which rounds 8 times as finely as bfloat16.
+    """
 
     base_model: str
     repo_name: str
     license: str
     private: bool = True
+    merged_dtype: str = "base"
 
 
 @dataclass(frozen=True)
@@ -317,6 +322,9 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
         ),
         f"data.duplicates must be one of {', '.join(DUPLICATES)}": data.duplicates in DUPLICATES,
         f"data.truncation must be one of {', '.join(TRUNCATION)}": data.truncation in TRUNCATION,
+        f"publish.merged_dtype must be one of {', '.join(MERGED_DTYPE)}": (
+            recipe.publish.merged_dtype in MERGED_DTYPE
+        ),
         "data.near_duplicate_threshold must lie between 0.5 and 1": (
             0.5 <= data.near_duplicate_threshold <= 1
         ),

@@ -69,6 +69,7 @@ def test_set_reads_lists_and_whole_numbers_for_floats(preset):
         ("training.warmup_steps=-3", "training.warmup_steps must be 0 or more"),
         ("training.optim=adamw_8bits", "there is no 'adamw_8bits'; did you mean 'adamw_8bit'"),
         ("training.lr_scheduler_type=cosinus", "there is no 'cosinus'; did you mean 'cosine'"),
+        ("publish.merged_dtype=bf16", "publish.merged_dtype must be one of base, float16"),
         ("chat.temperature=-1", "chat.temperature must be 0 (greedy) or more"),
     ],
 )

@@ -13,6 +13,7 @@ from finelab.chat.engine import BASE, Engine
 from finelab.chat.routes import Served
 from finelab.data import conversation, load_split
 from finelab.errors import LabError
+from finelab.machine import Profile
 from finelab.recipe import Recipe
 from finelab.run import Run
 
@@ -91,21 +92,14 @@ def load_model(base: str, adapters: Mapping[str, Path], dtype: Any, device: str)
     LabError when an adapter belongs to another base, or the model is of a kind that is not served here.
     """
     from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for name, folder in adapters.items():
         if (theirs := base_of(folder)) != base:
             raise LabError(
                 f"the adapter {name!r} was trained on {theirs}, not on {base}; serve it by itself."
             )
-    try:
-        config = AutoConfig.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise LabError(
-            f"{base} is no model that transformers can load; "
-            "expected a folder with a config.json, or a name on the Hub."
-        ) from error
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    kinds = set(getattr(read_config(base), "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         raise LabError(f"{base} has layers of kind {sorted(kinds)[0]}, which are not served here; use vLLM.")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map=device)
@@ -118,6 +112,28 @@ def load_model(base: str, adapters: Mapping[str, Path], dtype: Any, device: str)
         if "lora_" in name:  # one dtype throughout: casting at each layer would take longer than the product
             parameter.data = parameter.data.to(dtype)
     return model.eval(), AutoTokenizer.from_pretrained(next(iter(adapters.values()), base))
+
+
+def read_config(base: str) -> Any:
+    """A model's config; LabError when there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise LabError(
+            f"{base} is no model that transformers can load; "
+            "expected a folder with a config.json, or a name on the Hub."
+        ) from error
+
+
+def serving_dtype(base: str, profile: Profile) -> str:
+    """The machine's dtype, unless it is bfloat16 and would round a float16 file's weights."""
+    import torch
+
+    if profile.dtype != "bfloat16" or read_config(base).dtype is not torch.float16:
+        return str(profile.dtype)
+    return "float16" if profile.device == "cuda" else "float32"
 
 
 def base_of(adapter: Path) -> str:

@@ -107,7 +107,9 @@ def run(server: uvicorn.Server, listener: socket.socket) -> None:
 
 def load(args: argparse.Namespace) -> Served:
     """What the arguments name, loaded."""
-    from finelab.chat.source import of_folders, of_runs, serve
+    import torch
+
+    from finelab.chat.source import of_folders, of_runs, serve, serving_dtype
 
     if args.model:
         source = of_folders(args.model, map(_named_folder, args.adapter))
@@ -115,11 +117,7 @@ def load(args: argparse.Namespace) -> Served:
         first = open_run() if RUN_VARIABLE in os.environ and not args.run else None
         source = of_runs([first or named_run(args.run or default_recipe()), *map(named_run, args.also)])
     profile = machine.profile(source.recipe)
-    dtype = profile.torch_dtype()
-    if args.dtype:
-        import torch
-
-        dtype = getattr(torch, args.dtype)
+    dtype = getattr(torch, args.dtype or serving_dtype(source.base, profile))
     return serve(source, dtype, profile.device, args.max_concurrency, args.max_queue, args.max_model_len)
 
 

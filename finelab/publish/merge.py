@@ -144,11 +144,17 @@ Change = LowRank | Replacement
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the merged model: its name, the base's tensor it starts from, what is done to it."""
+    """A tensor of the merged model: the base's that it starts from, what is done to it, and its own dtype."""
 
     name: str
     source: Tensor
     change: Change | None
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes per row."""
+        return self.source.columns * ITEM_BYTES[self.dtype]
 
 
 @contextmanager
@@ -165,13 +171,13 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 @_one_torch_thread()
-def merge(base: Path | str, adapter: Path, folder: Path) -> None:
+def merge(base: Path | str, adapter: Path, folder: Path, dtype: str = "base") -> None:
     """Write the base (a folder or a Hub id) with the adapter merged in into `folder`, all or nothing.
 
-    The merged model has the base's files, names and dtypes, the adapter folder's tokenizer and chat
-    template, and a config that transformers 4 and 5 read alike. LabError, before anything is written,
-    for a base that is not 16-bit or float32 safetensors, or an adapter that is not LoRA, rsLoRA, DoRA or
-    `modules_to_save`.
+    The merged model has the base's files and names, its dtypes or float16 as `dtype` says, the adapter
+    folder's tokenizer and chat template, and a config that transformers 4 and 5 read alike. LabError, before
+    anything is written, for a base that is not 16-bit or float32 safetensors, or an adapter that is not LoRA,
+    rsLoRA, DoRA or `modules_to_save`; and for a value that is too large for float16.
     """
     base = local_folder(base)
     if folder.resolve() in (base.resolve(), adapter.resolve()):
@@ -179,11 +185,11 @@ def merge(base: Path | str, adapter: Path, folder: Path) -> None:
     config = read_json(base / "config.json", "it is a part of every model: download the base again")
     shards, changes = read_shards(base), read_changes(adapter)
     untied = _untie(config, shards, changes)
-    plans = [_pieces(shard, changes, untied) for shard in shards]
+    plans = [_pieces(shard, changes, untied, dtype) for shard in shards]
     _require_used(changes, plans, adapter)
     files = _texts(base, adapter, config, shards, plans, untied)
     with writing(folder):
-        bench = _workbench(folder, _inputs(base, adapter, shards))
+        bench = _workbench(folder, _inputs(base, adapter, shards, dtype))
         _write_shards(shards, plans, bench)
         with staged(folder) as stage:
             for shard in shards:
@@ -389,14 +395,15 @@ def _equal(first: Change | None, second: Change | None) -> bool:
     return first is second
 
 
-def _pieces(shard: Shard, changes: dict[str, Change], untied: bool) -> list[Piece]:
+def _pieces(shard: Shard, changes: dict[str, Change], untied: bool, dtype: str) -> list[Piece]:
     """The merged shard's tensors: the base's, and a head of its own after an embedding untied from it."""
-    pieces = [Piece(tensor.name, tensor, changes.get(tensor.name)) for tensor in shard.tensors]
-    names = {piece.name for piece in pieces}
-    if untied and EMBEDDING in names and HEAD not in names:
-        embedding = next(piece.source for piece in pieces if piece.name == EMBEDDING)
-        pieces.append(Piece(HEAD, embedding, changes.get(HEAD)))
-    return pieces
+    sources = {tensor.name: tensor for tensor in shard.tensors}
+    if untied and EMBEDDING in sources and HEAD not in sources:
+        sources[HEAD] = sources[EMBEDDING]
+    return [
+        Piece(name, source, changes.get(name), "F16" if dtype == "float16" else source.dtype)
+        for name, source in sources.items()
+    ]
 
 
 def _require_used(changes: dict[str, Change], plans: list[list[Piece]], adapter: Path) -> None:
@@ -411,9 +418,9 @@ def _require_used(changes: dict[str, Change], plans: list[list[Piece]], adapter:
             )
 
 
-def _inputs(base: Path, adapter: Path, shards: list[Shard]) -> str:
-    """A hash that is the same only for the same base and adapter."""
-    facts: list[Any] = [sha256(adapter / ADAPTER), sha256(adapter / "adapter_config.json")]
+def _inputs(base: Path, adapter: Path, shards: list[Shard], dtype: str) -> str:
+    """A hash that is the same only for the same base, adapter and dtype."""
+    facts: list[Any] = [dtype, sha256(adapter / ADAPTER), sha256(adapter / "adapter_config.json")]
     facts.append(sha256(base / "config.json"))
     for shard in shards:
         stat = shard.path.stat()
@@ -454,7 +461,7 @@ def _write_shards(shards: list[Shard], plans: list[list[Piece]], bench: Path) ->
 
 
 def _bytes(plan: list[Piece]) -> int:
-    return sum(piece.source.rows * piece.source.row_bytes for piece in plan)
+    return sum(piece.source.rows * piece.row_bytes for piece in plan)
 
 
 def _write_shard(shard: Shard, plan: list[Piece], path: Path, bar: Any) -> None:
@@ -468,7 +475,7 @@ def _write_shard(shard: Shard, plan: list[Piece], path: Path, bar: Any) -> None:
     for piece in plan:
         rows = _even(slice(0, piece.source.rows), SPAN // piece.source.columns)
         spans += [(piece, offset, part) for part in rows]
-        offset += piece.source.rows * piece.source.row_bytes
+        offset += piece.source.rows * piece.row_bytes
     unsynced = 0
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as threads, ThreadPoolExecutor(1) as syncer:
         for size in threads.map(lambda span: _write_span(shard.path, path, *span), spans):
@@ -491,9 +498,9 @@ def _header(shard: Shard, plan: list[Piece]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt", **shard.metadata}}
     offset = 0
     for piece in plan:
-        end = offset + piece.source.rows * piece.source.row_bytes
+        end = offset + piece.source.rows * piece.row_bytes
         entries[piece.name] = {
-            "dtype": piece.source.dtype,
+            "dtype": piece.dtype,
             "shape": piece.source.shape,
             "data_offsets": (offset, end),
         }
@@ -514,14 +521,15 @@ def _even(rows: slice, most: int) -> list[slice]:
 def _write_span(source: Path, target: Path, piece: Piece, offset: int, rows: slice) -> int:
     """Write rows of one tensor, which begins at `offset` in the target; gives the bytes written."""
     tensor = piece.source
+    size = int(rows.stop - rows.start) * piece.row_bytes
     with source.open("rb") as read, target.open("rb+") as write:
         read.seek(tensor.begin + rows.start * tensor.row_bytes)
-        write.seek(offset + rows.start * tensor.row_bytes)
-        if piece.change is None:
-            _copy(read, write, (rows.stop - rows.start) * tensor.row_bytes)
+        write.seek(offset + rows.start * piece.row_bytes)
+        if piece.change is None and piece.dtype == tensor.dtype:
+            _copy(read, write, size)
         else:
-            _merge(read, write, tensor, piece.change, rows)
-    return int(rows.stop - rows.start) * tensor.row_bytes
+            _merge(read, write, piece, rows)
+    return size
 
 
 def _copy(read: BinaryIO, write: BinaryIO, size: int) -> None:
@@ -533,22 +541,37 @@ def _copy(read: BinaryIO, write: BinaryIO, size: int) -> None:
         size -= len(block)
 
 
-def _merge(read: BinaryIO, write: BinaryIO, tensor: Tensor, change: Change, rows: slice) -> None:
+def _merge(read: BinaryIO, write: BinaryIO, piece: Piece, rows: slice) -> None:
     import torch
 
+    tensor = piece.source
     runs = _even(rows, BLOCK // tensor.columns)
-    largest = max(run.stop - run.start for run in runs)
-    stored = torch.empty(largest, tensor.columns, dtype=getattr(torch, DTYPES[tensor.dtype]))
-    weight, delta = torch.empty(2, largest, tensor.columns)
-    data = memoryview(stored.view(torch.uint8).numpy()).cast("B")
+    shape = max(run.stop - run.start for run in runs), tensor.columns
+    dtypes = (getattr(torch, DTYPES[each.dtype]) for each in (tensor, piece))
+    stored, rounded = (torch.empty(shape, dtype=dtype) for dtype in dtypes)
+    weight, delta = torch.empty(2, *shape)
+    data, result = (memoryview(each.view(torch.uint8).numpy()).cast("B") for each in (stored, rounded))
     for run in runs:
         count = run.stop - run.start
-        block = data[: count * tensor.row_bytes]
-        _fill(read, block)
+        _fill(read, data[: count * tensor.row_bytes])
         weight[:count].copy_(stored[:count])
-        change.apply(weight[:count], run, delta[:count])
-        stored[:count].copy_(weight[:count])
-        write.write(block)
+        if piece.change is not None:
+            piece.change.apply(weight[:count], run, delta[:count])
+        if piece.dtype == "F16":
+            _require_fits(piece.name, weight[:count])
+        rounded[:count].copy_(weight[:count])
+        write.write(result[: count * piece.row_bytes])
+
+
+def _require_fits(name: str, weight: Any) -> None:
+    import torch
+
+    largest, most = float(weight.abs().max()), torch.finfo(torch.float16).max
+    if largest > most:
+        raise LabError(
+            f"{name} would hold {largest:,.0f}, and float16 holds no more than {most:,.0f}; set "
+            'publish.merged_dtype = "base" if that is another dtype, else train with a smaller learning_rate.'
+        )
 
 
 def _fill(read: BinaryIO, block: memoryview) -> None:
@@ -569,7 +592,7 @@ def _texts(
 ) -> dict[str, str]:
     """The merged model's JSON files by name."""
     tokenizer = read_json(adapter / "tokenizer_config.json", _NO_TOKENIZER)
-    dtype = DTYPES[shards[0].tensors[0].dtype]
+    dtype = DTYPES[plans[0][0].dtype]
     values = {
         "config.json": both_transformers(config) | {"dtype": dtype, "torch_dtype": dtype},
         "generation_config.json": _generation(base, adapter, config, tokenizer),

@@ -39,6 +39,7 @@ class Weights:
     untouched: int
     faults: tuple[str, ...]
     rounded: int = 0
+    dtype: str = "base"
 
     @property
     def passed(self) -> bool:
@@ -52,16 +53,18 @@ class Weights:
         edge = f" ({self.rounded} elements rounded the other way)" if self.rounded else ""
         return (
             f"{self.adapted} adapted tensors equal W + scale * B @ A as PEFT computes it{edge}, {self.moved} "
-            f"of them differ from the base; {self.untouched} other tensors are the base's, byte for byte"
+            f"of them differ from the base; {self.untouched} other tensors are the base's, "
+            f"{'byte for byte' if self.dtype == 'base' else f'rounded to {self.dtype}'}"
         )
 
 
-def check_merged_weights(base: Path | str, adapter: Path, merged: Path) -> Weights:
+def check_merged_weights(base: Path | str, adapter: Path, merged: Path, dtype: str = "base") -> Weights:
     """Compare the merged folder with base and adapter, one tensor at a time.
 
     An adapted tensor must hold what PEFT computes from base and adapter in float32, rounded once to the
-    base's dtype; every other one must be the base's. LabError when a file is missing, the base is
-    quantised, or PEFT's computation is not defined by base and adapter alone.
+    base's dtype or to float16, as `dtype` says; every other one must be the base's, in that dtype. LabError
+    when a file is missing, the base is quantised, or PEFT's computation is not defined by base and adapter
+    alone.
     """
     base = local_folder(base)
     adapted = _Adapted(base, adapter)
@@ -75,6 +78,8 @@ def check_merged_weights(base: Path | str, adapter: Path, merged: Path) -> Weigh
     for name in sorted(old_tensors.keys() & new_tensors.keys()):
         old, new = old_tensors[name].read(), new_tensors[name].read()
         expected = adapted.values(name, old)
+        if dtype == "float16":
+            old = old.half()
         fault, rounded = _compare(old, new, expected)
         if fault:
             faults.append(f"{name} {fault}")
@@ -85,7 +90,7 @@ def check_merged_weights(base: Path | str, adapter: Path, merged: Path) -> Weigh
             counts["moved"] += not _same_bytes(old, new)
             counts["rounded"] += rounded
     faults += [f"the adapter's {name} is not in the model" for name in adapted.unused()]
-    return Weights(faults=tuple(faults), **counts)
+    return Weights(faults=tuple(faults), dtype=dtype, **counts)
 
 
 def require_merged_files(adapter: Path, merged: Path) -> None:
@@ -133,7 +138,7 @@ def _compare(old: Any, new: Any, expected: Any) -> tuple[str, int]:
     import torch
 
     if new.dtype != old.dtype or new.shape != old.shape:
-        return f"is {_kind(new)}, in the base {_kind(old)}", 0
+        return f"is {_kind(new)}, not {_kind(old)}", 0
     if expected is None:
         return "" if _same_bytes(old, new) else "differs from the base", 0
     other = expected.to(new.dtype) != new

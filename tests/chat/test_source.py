@@ -4,9 +4,13 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from finelab import machine
 from finelab.chat import source
 from finelab.chat.server import build_app
+from finelab.machine import Hardware
+from finelab.recipe import load_preset
 from tests.conformance.server import write_adapters, write_tiny_base
+from tests.tiny import base_model
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +20,24 @@ def folders(tmp_path_factory):
     write_tiny_base(folder / "base")
     write_adapters(folder / "base", folder)
     return folder / "base", folder / "tuned", folder / "other"
+
+
+@pytest.mark.parametrize(
+    "files, hardware, served",
+    [
+        (torch.bfloat16, {"device": "cuda", "capability": (8, 9)}, "bfloat16"),
+        (torch.float16, {"device": "cuda", "capability": (8, 9)}, "float16"),
+        (torch.bfloat16, {"device": "cuda", "capability": (7, 5)}, "float16"),
+        (torch.bfloat16, {"device": "cpu", "cpu_bfloat16": True}, "bfloat16"),
+        (torch.float16, {"device": "cpu", "cpu_bfloat16": True}, "float32"),
+        (torch.float16, {"device": "cpu", "cpu_bfloat16": False}, "float32"),
+    ],
+)
+def test_what_a_float16_file_holds_is_not_rounded_away(tmp_path, files, hardware, served):
+    base_model(files).save_pretrained(tmp_path)
+    machine_of = Hardware(name="a machine", system="Linux", cores=2, memory_bytes=2**34, **hardware)
+    profile = machine.decide(machine_of, load_preset("smollm2-135m"))
+    assert source.serving_dtype(str(tmp_path), profile) == served
 
 
 def answers(folders, *names):

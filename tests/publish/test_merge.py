@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -91,6 +92,45 @@ def test_every_tensor_is_pefts_own(tmp_path, dtype, adapter, base):
     ours, pefts = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "peft"))
     assert same_bytes(ours, pefts)
     assert not same_bytes(ours, load_file(tmp_path / "base" / "model.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@cases(AS_PEFT_MERGES)
+def test_a_float16_merge_is_pefts_in_float32_rounded_once(tmp_path, dtype, adapter, base):
+    folders = write_run(tmp_path, dtype, base, **adapter)
+    merge(*folders, tmp_path / "merged", "float16")
+    whole = PeftModel.from_pretrained(base_model(dtype, **base).float(), folders[1]).merge_and_unload()
+    whole.half().save_pretrained(tmp_path / "peft")
+    ours, pefts = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "peft"))
+    assert same_bytes(ours, pefts)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.float16
+
+
+def test_a_float16_merge_is_nearer_to_the_adapter(tmp_path):
+    """The adapter moves weights by less than a bfloat16's last digit: most of what it says is in the rest."""
+    base, adapter = write_run(tmp_path, torch.bfloat16, lora_alpha=0.002)
+    ids = torch.arange(60).view(3, 20)
+    with torch.no_grad():
+        tuned = PeftModel.from_pretrained(base_model(torch.bfloat16).float(), adapter)
+        said = tuned(input_ids=ids).logits
+        away = {}
+        for dtype in ("base", "float16"):
+            merge(base, adapter, tmp_path / "merged" / dtype, dtype)
+            merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / dtype, dtype=torch.float32)
+            away[dtype] = (merged(input_ids=ids).logits - said).abs().mean()
+    assert away["float16"] < away["base"] / 4
+
+
+@pytest.mark.parametrize("dtype", ["base", "float16"])
+def test_a_value_that_float16_does_not_hold_is_refused(tmp_path, dtype):
+    base, adapter = write_run(tmp_path, torch.bfloat16)
+    edit_tensors(base / "model.safetensors", lambda tensors: tensors["model.norm.weight"][3].fill_(70_000))
+    if dtype == "base":
+        merge(base, adapter, tmp_path / "merged", dtype)
+        return
+    with pytest.raises(LabError, match=r"model\.norm\.weight would hold 70,144, and float16 .* 65,504"):
+        merge(base, adapter, tmp_path / "merged", dtype)
+    assert not (tmp_path / "merged").exists()
 
 
 @cases(AS_PEFT_MERGES | NOT_AS_PEFT_MERGES)
@@ -367,16 +407,17 @@ def test_shards_finished_before_a_failure_are_not_written_again(tmp_path, larges
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "merged"]
 
 
-def test_shards_of_another_adapter_are_not_taken(tmp_path, largest_file):
+@pytest.mark.parametrize("other, dtype", [({"lora_alpha": 80}, "base"), ({}, "float16")])
+def test_shards_of_another_adapter_or_dtype_are_not_taken(tmp_path, largest_file, other, dtype):
     base, adapter = write_run(tmp_path, base={"vocab_size": 2000}, max_shard_size="30KB")
     sizes = sorted(path.stat().st_size for path in base.glob("*.safetensors"))
     largest_file(sizes[-2])
     with pytest.raises(LabError, match="larger than this system allows"):
         merge(base, adapter, tmp_path / "merged")
     largest_file(None)
-    write_run(tmp_path / "other", base={"vocab_size": 2000}, max_shard_size="30KB", lora_alpha=80)
-    merge(base, tmp_path / "other" / "adapter", tmp_path / "merged")
-    merge(base, tmp_path / "other" / "adapter", tmp_path / "undisturbed")
+    write_run(tmp_path / "other", base={"vocab_size": 2000}, max_shard_size="30KB", **other)
+    merge(base, tmp_path / "other" / "adapter", tmp_path / "merged", dtype)
+    merge(base, tmp_path / "other" / "adapter", tmp_path / "undisturbed", dtype)
     assert contents(tmp_path / "merged") == contents(tmp_path / "undisturbed")
     assert list(tmp_path.glob(".*")) == []
 

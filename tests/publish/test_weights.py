@@ -170,13 +170,37 @@ def test_a_four_bit_base_is_refused(tmp_path):
         check_merged_weights(base, lora, merged)
 
 
+@cases(AS_PEFT_MERGES | NOT_AS_PEFT_MERGES)
+def test_a_float16_merge_is_proven(tmp_path, adapter, base):
+    made = write_run(tmp_path, torch.bfloat16, base, **adapter)
+    merge(*made, tmp_path / "merged", "float16")
+    weights = check_merged_weights(*made, tmp_path / "merged", "float16")
+    assert weights.passed
+    assert weights.moved == weights.adapted > 0
+    assert "other tensors are the base's, rounded to float16" in str(weights)
+
+
+def test_a_bfloat16_merge_turned_into_float16_is_caught(tmp_path):
+    base, lora, merged = our_folders(tmp_path)
+    change(merged, lambda tensors: tensors.update({name: each.half() for name, each in tensors.items()}))
+    faults = check_merged_weights(base, lora, merged, "float16").faults
+    assert len(faults) == 14
+    assert f"{UP} is not W + scale * B @ A" in faults
+
+
+def test_an_untrained_adapter_moves_nothing_in_float16_either(tmp_path):
+    made = write_run(tmp_path, torch.bfloat16, moved=False)
+    merge(*made, tmp_path / "merged", "float16")
+    assert "no tensor differs" in str(check_merged_weights(*made, tmp_path / "merged", "float16"))
+
+
 def test_another_precision_than_the_bases_is_caught(tmp_path):
     base, lora, merged = our_folders(tmp_path, torch.float32)
     shutil.rmtree(merged)
     with_adapter(base_model()).merge_and_unload().half().save_pretrained(merged)
     weights = check_merged_weights(base, lora, merged)
     assert len(weights.faults) == 20
-    assert "is float16 [128, 32], in the base float32 [128, 32]" in " ".join(weights.faults)
+    assert "is float16 [128, 32], not float32 [128, 32]" in " ".join(weights.faults)
 
 
 def test_a_base_rounded_before_the_merge_is_caught(tmp_path):
