@@ -29,18 +29,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+from plan import train
 
 from finelab import data, evaluate, recipe
-from finelab.commands.execute import execute
-from finelab.commands.progress import Progress
 from finelab.data import split
 from finelab.data.read import EMBEDDED
 from finelab.machine import versions
-from finelab.run import NOTEBOOKS, create_run, open_run
+from finelab.run import create_run, open_run
 
 RESULT = Path(__file__).parent / "results" / "calibration.json"
-STAGES = ("01_data", "03_train")
 SIMULATIONS = 200
 MAX_ALARMS = 15
 FEWER_ROWS, MANY = (5, 8, 10, 20, 40), 2000
@@ -60,7 +57,8 @@ def main() -> None:
         changes = {"first seed": [], "second seed": OTHER_SEED}
         changes |= {name: [f"data.sources={json.dumps([str(path)])}"] for name, path in spoiled.items()}
         for name, more in changes.items():
-            train(work / name, [*SHORT, *more])
+            chosen = recipe.override(recipe.load_preset("smollm2-135m"), [*SHORT, *more])
+            train(create_run(work / name, chosen))
         command = [sys.executable, __file__, str(work), *changes]
         subprocess.run(command, check=True)  # a process of its own: unsloth has to be imported first
         losses = {path.stem: np.load(path) for path in work.glob("*.npy")}
@@ -125,15 +123,6 @@ def side_of(row: dict, chosen: recipe.Data) -> str:
     question = next(turn["value"] for turn in row["conversations"] if turn["from"] == "human")
     key = split.question_key([{"role": "user", "content": question}])
     return split.side(row["source"], key, chosen.heldout_share, chosen.heldout_sources)
-
-
-def train(folder: Path, changes: list[str]) -> None:
-    """Execute the notebooks of data and training for a recipe with these changes."""
-    run = create_run(folder, recipe.override(recipe.load_preset("smollm2-135m"), changes))
-    progress = Progress(Console())
-    for stage in STAGES:
-        with progress.stage(f"{folder.name}: {stage}", 0):
-            execute(NOTEBOOKS / f"{stage}.ipynb", run.folder, run.notebooks / f"{stage}.ipynb", progress)
 
 
 def measure(work: Path, names: list[str]) -> None:

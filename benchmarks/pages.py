@@ -59,7 +59,6 @@ def main() -> None:
     device = run.evidence()["machine"]["device"]
     day = time.strftime("%Y-%m-%d")
     footer = f"Executed by python lab.py run on {device}, {day}. Another machine measures other times."
-    shutil.rmtree(DOCS, ignore_errors=True)
     with staged(DOCS) as stage:
         colours = HtmlFormatter(style="friendly").get_style_defs(".highlight")
         (stage / "style.css").write_text(STYLE + colours, encoding="utf-8")

@@ -63,7 +63,7 @@ def row_of(folder: Path) -> dict:
         "model": run.recipe.publish.base_model.partition("/")[2],
         "parameters": f"{(adapter['total_parameters'] - adapter['trainable_parameters']) / 1e9:.3g}B",
         "epochs": training.num_train_epochs if training.max_steps < 0 else f"{training.max_steps} steps",
-        "machine": found["machine"]["device"],
+        "machine": ", ".join(dict.fromkeys(found["training"]["machines"])),
         "time": duration(found["training"]["seconds"]),
         "heldout": f"{result['difference']:+.3f} ({low:+.3f} to {high:+.3f}): {result['verdict']}",
         "links": {
@@ -97,6 +97,7 @@ def speeds() -> list[str]:
     rows = finetome()["rows"]
     for point, left_out in zip(points(), leave_one_out(), strict=True):
         micro_batch, per_minute = point.per_device_train_batch_size, 60 * point.steps / point.seconds
+        predicted = left_out["predicted_tokens_per_s"]
         cells = (
             cards()[point.card].name,
             point.model,
@@ -104,7 +105,7 @@ def speeds() -> list[str]:
             f"{per_minute:.1f}",
             f"{point.tokens_per_s:,.0f}",
             f"{rows / point.rows_per_step / per_minute / 60:.1f} h",
-            f"{left_out['predicted_tokens_per_s']:,} ({-left_out['error'] / (1 + left_out['error']):+.0%})",
+            f"{predicted:,} ({predicted / point.tokens_per_s - 1:+.0%})",
             point.source,
         )
         lines.append("| " + " | ".join(cells) + " |")

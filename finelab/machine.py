@@ -68,6 +68,11 @@ class Profile:
         except KeyError:
             raise AttributeError(name) from None
 
+    @property
+    def weights(self) -> str:
+        """What the base's weights are held in: "4 bit", or the dtype."""
+        return "4 bit" if self.load_in_4bit else str(self.dtype)
+
     def torch_dtype(self, setting: str = "dtype") -> Any:
         """The dtype that a setting names, as `from_pretrained` takes it."""
         import torch

@@ -59,10 +59,7 @@ class ByteLevelBPE(NamedTuple):
 
 
 class Encoder:
-    """Encodes text, control tokens in it included, as `tokenizer(text, add_special_tokens=False)` does.
-
-    `is_fast` says whether tiktoken does the work.
-    """
+    """Encodes text, control tokens in it included, as `tokenizer(text, add_special_tokens=False)` does."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -72,7 +69,6 @@ class Encoder:
             self._tiktoken = _Tiktoken(vocabulary)
             if not all(self._agrees_on(probe) for probe in _probes()):
                 self._tiktoken = None
-        self.is_fast = self._tiktoken is not None
 
     def encode(self, text: str, limit: int) -> Tokens:
         """The text's tokens; of a text with more than `limit`, the first `limit` + 1 or more."""

@@ -37,7 +37,7 @@ from finelab.data.dialects import Unusable
 from finelab.data.dropped import DroppedRows
 from finelab.data.read import Row, Source, open_source
 from finelab.data.report import report
-from finelab.data.split import TRAIN, check_sides, question_key, side
+from finelab.data.split import TRAIN, VALIDATION, check_sides, question_key, side
 from finelab.data.standardize import Standardized, control_pattern, control_tokens, standardize
 from finelab.data.tokens import ChatTokenizer
 from finelab.embedded.model import cache_folder
@@ -160,7 +160,7 @@ def _fill(
             dropped.add_file(shard / "dropped.jsonl")
     splits, chosen = shards.splits(stage, made, work.name[1:]), int(used.sum())
     _check(splits, chosen, chats, data, dropped)
-    leaks = _leaks(work, made, len(splits["train"]), data.near_duplicate_threshold)
+    leaks = _leaks(work, made, splits, data.near_duplicate_threshold)
     numbers = report(recipe, sources, found, dropped, chosen, deselected, splits, leaks, tokenizer)
     write_json(stage / "report.json", numbers)
 
@@ -201,7 +201,7 @@ def _standardize(
 def _select(
     work: Path, conversations: Sequence[Path], sources: Sequence[Source], data: Data, dropped: DroppedRows
 ) -> NDArray[np.bool_]:
-    """For each row whether it is used: no duplicate, wanted, and in the mix."""
+    """For each row whether it is used: wanted, no duplicate of one that is, and in the mix."""
     table = pa.concat_tables(shards.read_arrow(shard / "rows.arrow") for shard in conversations)
     used = np.ones(len(table), dtype=bool)
 
@@ -210,19 +210,26 @@ def _select(
         for index, reason in zip(indices, reasons, strict=False):
             dropped.add(table["file"][index].as_py(), table["row"][index].as_py(), reason)
 
+    if data.languages or data.min_score is not None:
+        unwanted = np.flatnonzero(table["unwanted"].is_valid().to_numpy())
+        leave_out(unwanted, (table["unwanted"][index].as_py() for index in unwanted))
     if data.duplicates != "keep":
-        hashes = map(content_hashes, table["id"].chunks)
-        first = duplicates.first_of_each(hashes, len(table), work)
-        leave_out(np.flatnonzero(~first), itertools.repeat("duplicate of another row"))
+        first = duplicates.first_of_each(_hashes(table, used), int(used.sum()), work)
+        leave_out(np.flatnonzero(used)[~first], itertools.repeat("duplicate of another row"))
     if data.duplicates == "near":
         near = _near_duplicates(work, table, used, data.near_duplicate_threshold)
         leave_out(near, itertools.repeat("nearly a duplicate of another row"))
-    if data.languages or data.min_score is not None:
-        unwanted = np.flatnonzero(table["unwanted"].is_valid().to_numpy() & used)
-        leave_out(unwanted, (table["unwanted"][index].as_py() for index in unwanted))
     if data.weights or data.limit:
         used &= _in_the_mix(table, used, sources, data)
     return used
+
+
+def _hashes(table: pa.Table, used: NDArray[np.bool_]) -> Iterator[NDArray[np.uint64]]:
+    """The content hashes of the used rows, chunk by chunk."""
+    start = 0
+    for chunk in table["id"].chunks:
+        yield content_hashes(chunk)[used[start : start + len(chunk)]]
+        start += len(chunk)
 
 
 def _near_duplicates(
@@ -288,10 +295,14 @@ def _check(
     check_sides(sides, named, data.heldout_share, data.heldout_sources, data.validation_share)
 
 
-def _leaks(work: Path, tokens: Sequence[Path], train_rows: int, threshold: float) -> duplicates.Leakage:
-    """The held-out rows that nearly repeat a training row."""
+def _leaks(
+    work: Path, tokens: Sequence[Path], splits: Mapping[str, pa.Table], threshold: float
+) -> duplicates.Leakage:
+    """The held-out rows that nearly repeat a training row; validation rows are looked at by nobody."""
     matrix = duplicates.on_disk(shards.signatures(tokens), work)
-    return duplicates.leakage(duplicates.near_matches(matrix, train_rows, threshold, work))
+    matches = duplicates.near_matches(matrix, len(splits["train"]), threshold, work)
+    reported = [kind != VALIDATION for kind in splits["heldout"]["heldout"].to_pylist()]
+    return duplicates.leakage(list(itertools.compress(matches, reported)))
 
 
 def _forget_old(folder: Path) -> None:

@@ -79,7 +79,7 @@ def summary(numbers: Mapping[str, Any]) -> str:
         f"{numbers['rows_in']:,} rows read, {numbers['rows_usable']:,} usable, "
         f"{numbers['rows_kept']:,} kept: {numbers['train_rows']:,} to train on, "
         f"{numbers['heldout_rows']:,} held out{validation}\n"
-        f"{numbers['tokens_total']:,} tokens, {numbers['tokens_trained']:,} of them learned "
+        f"{numbers['tokens_total']:,} tokens, {numbers['tokens_trained']:,} of them labelled "
         f"({numbers['tokens_trained'] / numbers['tokens_total']:.0%}); "
         f"{numbers['truncated_share']:.1%} of the rows were cut, "
         f"{numbers['cut_answers']:,} inside an answer\n"

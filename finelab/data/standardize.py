@@ -68,11 +68,6 @@ class Standardized:
     repaired: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Example] = field(default_factory=dict)
 
-    @property
-    def dropped_counts(self) -> Counter[str]:
-        """How many rows were dropped for each reason."""
-        return Counter(row.reason for row in self.dropped)
-
     def add(self, later: Standardized) -> None:
         """Append the result of the rows that follow."""
         self.conversations += later.conversations

@@ -48,26 +48,6 @@ class Tokenized:
         """How many rows were left out for each reason."""
         return Counter(reason for _, reason in self.dropped)
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each row."""
-        return [len(row.input_ids) for row in self.rows]
-
-    @property
-    def tokens_trained(self) -> int:
-        """Positions with a label."""
-        return sum(int(np.count_nonzero(row.labels != IGNORE)) for row in self.rows)
-
-    @property
-    def truncated(self) -> list[int]:
-        """The numbers of the rows that were cut, behind an answer or inside it."""
-        return [row.conversation.number for row in self.rows if row.truncated]
-
-    @property
-    def cut_answers(self) -> list[int]:
-        """The numbers of the rows that were cut inside an answer."""
-        return [row.conversation.number for row in self.rows if row.cut_answer]
-
 
 class ChatTokenizer:
     """Tokenises conversations with a model's own chat template, cut to `max_seq_length` tokens.

@@ -113,7 +113,7 @@ def right_answers(
 
 
 def keep_answers(run: Run, asked: Sequence[Prompt], answers: Mapping[str, list[Answer]]) -> None:
-    """Write the answers to the run's `answers.json`, for the page's gallery and for reading."""
+    """Write the answers to the run's `answers.json`, for `judge` and for reading."""
     rows = [
         {"source": each.source, "messages": each.messages, "reference": each.reference}
         | {name: answers[name][index].text for name in DECODINGS}

@@ -18,24 +18,26 @@ PIECE = 1 << 24  # weights that are added up at once
 
 
 def base_losses(run: Run, model: Any, rows: Any) -> TokenLosses:
-    """`token_nll` of a PEFT model that is not yet trained.
+    """`token_nll` of a PEFT model without its adapter, whether that is trained or not.
 
-    As long as every B is zero the model is its base, and what an earlier run has measured for the same
-    weights, rows and versions is taken from there.
+    What an earlier run has measured for the same weights, rows and versions is taken from there. A start
+    that changes the base's weights (PiSSA, LoftQ) is the base only with the adapter on, before training.
     """
-    if not _is_base(model):  # PiSSA's and LoftQ's start, or a model that has been trained
+    if _changes_base(model):
         return token_nll(model, rows, "base on held-out rows")
     path = run.folder.parent / FOLDER / f"{_key(model, rows)}.json"
     if path.exists():
         print("base: measured before, on the same weights and rows")
         return [np.array(row, np.float32) for row in json.loads(path.read_text(encoding="utf-8"))]
-    losses = token_nll(model, rows, "base on held-out rows")
+    with model.disable_adapter():
+        losses = token_nll(model, rows, "base on held-out rows")
     write_text(path, json.dumps([row.tolist() for row in losses]))
     return losses
 
 
-def _is_base(model: Any) -> bool:
-    return all(not weight.any() for name, weight in model.named_parameters() if ".lora_B." in name)
+def _changes_base(model: Any) -> bool:
+    start = model.peft_config[model.active_adapter].init_lora_weights
+    return str(start).startswith(("pissa", "olora", "loftq"))
 
 
 def _sums(weight: Any) -> list[float]:

@@ -13,6 +13,7 @@ Comparisons = Mapping[str, Comparison]
 
 def evidence(
     results: Comparisons,
+    weights: str,
     *,
     by_source: Comparisons | None = None,
     by_length: Comparisons | None = None,
@@ -23,9 +24,10 @@ def evidence(
 ) -> dict[str, Any]:
     """The evidence's `evaluation`: the rows' comparison, the families' below it, and what else was measured.
 
-    `results` are what `by_kind` gives, the other arguments what the functions of their names give.
+    `results` are what `by_kind` gives, `weights` is what the model's were in, as a profile says it, the other
+    arguments are what the functions of their names give.
     """
-    found = results["row"].evidence("heldout_nll_")
+    found = results["row"].evidence("heldout_nll_") | {"weights": weights}
     if "family" in results:
         found["families"] = results["family"].evidence("heldout_nll_")
     groups = {"by_source": by_source, "by_length": by_length, "by_token_class": by_token_class}

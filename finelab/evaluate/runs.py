@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finelab.errors import LabError
-from finelab.evaluate.compare import NATS, Comparison, compare
+from finelab.evaluate.compare import NATS, Comparison, compare, questions_of
 from finelab.evaluate.heldout import TokenLosses, row_totals
 from finelab.evaluate.tokens import answer_bytes
 from finelab.files import write_json
@@ -23,7 +23,7 @@ FILE = "heldout_losses.json"
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Each run against its base, and each pair of runs, on `rows` conversations that all held out.
+    """Each run against its base, and each pair of runs, on `rows` conversations that all held out whole.
 
     The pairs' intervals hold together at 95 % (Bonferroni). They cover the choice of rows, not that of seeds.
     """
@@ -40,31 +40,40 @@ class SideBySide:
 
 
 def keep_losses(run: Run, tokenizer: Any, rows: Any, base: TokenLosses, tuned: TokenLosses) -> None:
-    """Write each held-out row's nats, tokens and bytes to the run's `heldout_losses.json`."""
-    columns = zip(rows["id"], answer_bytes(tokenizer, rows), row_totals(base), row_totals(tuned), strict=True)
-    write_json(
-        run.folder / FILE,
-        {
-            id_: {"tokens": int(before[1]), "bytes": size, "base": before[0], "tuned": after[0]}
-            for id_, size, before, after in columns
-        },
-    )
+    """Write each held-out row's kind, question, nats, tokens and bytes to the run's `heldout_losses.json`."""
+    told = {
+        "heldout": rows["heldout"],
+        "question": questions_of(rows),
+        "tokens": [len(row) for row in base],
+        "bytes": answer_bytes(tokenizer, rows),
+        "base": row_totals(base)[:, 0].tolist(),
+        "tuned": row_totals(tuned)[:, 0].tolist(),
+    }
+    kept = zip(rows["id"], zip(*told.values(), strict=True), strict=True)
+    write_json(run.folder / FILE, {id_: dict(zip(told, row, strict=True)) for id_, row in kept})
+
+
+def shared_rows(kept: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """The ids of the rows that all have, and with the same answer: one may have been cut shorter."""
+    common = sorted(set.intersection(*(set(losses) for losses in kept)))
+    return [id_ for id_ in common if len({losses[id_]["bytes"] for losses in kept}) == 1]
 
 
 def compare_runs(runs: Sequence[Run]) -> SideBySide:
-    """Hold runs against their bases and each other; LabError when they have no held-out row in common.
+    """Hold runs against their bases and each other; LabError when they share no held-out row.
 
     In nats per token when all have the same tokens in each row, else in bits per byte.
     """
     kept = {run.name: _read(run) for run in runs}
-    shared = sorted(set.intersection(*(set(losses) for losses in kept.values())))
+    shared = shared_rows(list(kept.values()))
     if not shared:
         raise LabError(
-            f"the runs {', '.join(kept)} have no held-out row in common: give them the same data and "
-            "the same data.heldout_share, or compare those that have."
+            f"the runs {', '.join(kept)} have no held-out row in common that is cut alike: give them the "
+            "same data, data.heldout_share and model.max_seq_length, or compare those that have."
         )
     same_tokens = len({tuple(losses[id_]["tokens"] for id_ in shared) for losses in kept.values()}) == 1
     weight, scale, unit = ("tokens", 1.0, NATS) if same_tokens else ("bytes", np.log(2), "bits per byte")
+    questions = [next(iter(kept.values()))[id_]["question"] for id_ in shared]
 
     def column(name: str, model: str) -> NDArray[np.float64]:
         rows = [kept[name][id_] for id_ in shared]
@@ -74,9 +83,14 @@ def compare_runs(runs: Sequence[Run]) -> SideBySide:
     level = 1 - 0.05 / max(1, len(couples))
     return SideBySide(
         rows=len(shared),
-        to_base={name: compare(column(name, "base"), column(name, "tuned"), unit=unit) for name in kept},
+        to_base={
+            name: compare(column(name, "base"), column(name, "tuned"), unit=unit, questions=questions)
+            for name in kept
+        },
         pairs={
-            (first, second): compare(column(first, "tuned"), column(second, "tuned"), level=level, unit=unit)
+            (first, second): compare(
+                column(first, "tuned"), column(second, "tuned"), level=level, unit=unit, questions=questions
+            )
             for first, second in couples
         },
     )

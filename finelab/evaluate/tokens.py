@@ -81,9 +81,9 @@ def token_changes(
 
 
 def answer_bytes(tokenizer: Any, rows: Any) -> list[int]:
-    """The bytes of each row's answers as text, without their end tokens; at least 1."""
+    """The bytes of each row's answers as text, without their end tokens and outer white space; at least 1."""
     texts = tokenizer.batch_decode([labelled(row) for row in rows], skip_special_tokens=True)
-    return [max(1, len(text.encode())) for text in texts]
+    return [max(1, len(text.strip().encode())) for text in texts]
 
 
 def _classes(tokenizer: Any, rows: Any) -> list[NDArray[np.str_]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finelab.errors import LabError
+from finelab.evaluate.compare import together
+from finelab.evaluate.runs import shared_rows
 from finelab.files import write_json
 from finelab.improve.definition import open_sweep
 from finelab.improve.statistics import differences
@@ -16,9 +19,10 @@ from finelab.improve.trial import Outcome, outcome
 
 
 def report(folder: Path) -> dict[str, Any]:
-    """The results so far, also written to `report.json`; losses in `unit`, over rows that all held out.
+    """The results so far, also written to `report.json`; losses in `unit`, over rows that all held out whole.
 
-    A setting with a seed that failed, was stopped or has not run yet has no mean and no verdict.
+    `heldout_rows` counts them by kind, "row" and "family": losses and verdicts are over both. A setting with
+    a seed that failed, was stopped or has not run yet has no mean and no verdict.
     """
     sweep = open_sweep(folder)
     outcomes = [outcome(trial, folder) for trial in sweep.trials()]
@@ -42,8 +46,11 @@ def report(folder: Path) -> dict[str, Any]:
         settings[name]["peak_memory_bytes"] = _mean(trials, "peak_memory_bytes")
     first = next(iter(sweep.settings))
     if first in whole and len(whole) > 1:
-        nats = np.array([[_nats(each, rows) for each in trials] for trials in whole.values()])
-        found = differences(nats, sizes * (scale / sizes.sum()))
+        asked = [finished[0].losses[row]["question"] for row in rows]
+        nats = np.array(
+            [[together(np.array(_nats(each, rows)), asked) for each in trials] for trials in whole.values()]
+        )
+        found = differences(nats, together(sizes, asked) * (scale / sizes.sum()))
         for name, each in zip(list(whole)[1:], found, strict=True):
             settings[name] |= {
                 "difference": each.difference,
@@ -56,7 +63,7 @@ def report(folder: Path) -> dict[str, Any]:
         "seeds": list(sweep.seeds),
         "common": dict(sweep.common),
         "unit": unit,
-        "heldout_rows": len(rows),
+        "heldout_rows": dict(Counter(finished[0].losses[row]["heldout"] for row in rows)),
         "settings": {name: {"changes": dict(sweep.settings[name])} | each for name, each in settings.items()},
     }
     write_json(folder / "report.json", value)
@@ -90,12 +97,15 @@ def _row(name: str, each: dict[str, Any]) -> dict[str, str]:
 
 
 def _common(finished: list[Outcome]) -> tuple[list[str], str, np.ndarray[Any, Any]]:
-    """The rows that all finished trials held out, the unit, and each row's tokens, or bytes."""
+    """The rows that all finished trials held out whole, the unit, and each row's tokens, or bytes."""
     if not finished:
         return [], "nats per token", np.ones(0)
-    rows = sorted(set.intersection(*(set(each.losses) for each in finished)))
+    rows = shared_rows([each.losses for each in finished])
     if not rows:
-        raise LabError("the sweep's trials have no held-out row in common; leave the held-out data alone.")
+        raise LabError(
+            "the sweep's trials have no held-out row in common that is cut alike; "
+            "leave the held-out data and model.max_seq_length alone."
+        )
     tokens = {tuple(each.losses[row]["tokens"] for row in rows) for each in finished}
     if len(tokens) == 1:
         return rows, "nats per token", np.array(tokens.pop(), float)

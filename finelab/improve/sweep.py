@@ -12,7 +12,7 @@ from finelab.improve.definition import open_sweep
 from finelab.improve.trial import Outcome, outcome, run_trial
 
 
-def run_sweep(folder: Path, workers: int = 1, retry: bool = False, quiet: bool = False) -> list[Outcome]:
+def run_sweep(folder: Path, workers: int = 1, retry: bool = False) -> list[Outcome]:
     """Run what is left of the sweep in `folder`, `workers` trials at a time, and give every outcome.
 
     With `retry` failed trials are run again. Ctrl-C lets the running ones save; the next call goes on.
@@ -28,8 +28,7 @@ def run_sweep(folder: Path, workers: int = 1, retry: bool = False, quiet: bool =
         futures = [pool.submit(run_trial, trial, folder, stop, retry, workers) for trial in left]
         try:
             for done, future in enumerate(as_completed(futures), 1):
-                if not quiet:
-                    print(_progress(future.result(), done, len(left), time.monotonic() - started), flush=True)
+                print(_progress(future.result(), done, len(left), time.monotonic() - started), flush=True)
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)

@@ -43,14 +43,14 @@ INTERRUPTED = (130, -signal.SIGINT)  # how `finelab run` ends after Ctrl-C
 class Outcome:
     """What became of a trial: `state` is finished, failed, stopped early or waiting, `reason` says why.
 
-    `losses` maps a held-out row's id to its `tokens`, `bytes` and nats `base` and `tuned`; it is
-    empty unless the trial finished.
+    `losses` maps a held-out row's id to what `evaluate.keep_losses` keeps of it; it is empty unless the
+    trial finished.
     """
 
     trial: Trial
     state: str
     reason: str
-    losses: Mapping[str, Mapping[str, float]]
+    losses: Mapping[str, Mapping[str, Any]]
     training: Mapping[str, Any]
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finelab.embedded.model import EMBEDDED
 from finelab.errors import LabError
 from finelab.files import write_text
 from finelab.recipe import HUB_ID, Recipe, require_publishable
@@ -14,6 +15,12 @@ from finelab.run import Run
 
 LICENCES = Path(__file__).parent / "licences"  # agreements that a copy must go with
 FIGURES = ("03_loss", "03_heldout", "04_identity")
+BATCHES = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "train_sampling_strategy",
+    "packing",
+)
 LLAMA_NOTICE = (
     "Llama 3.2 is licensed under the Llama 3.2 Community License, "
     "Copyright © Meta Platforms, Inc. All Rights Reserved.\n"
@@ -30,10 +37,11 @@ def write_card(run: Run, folder: Path, repo_id: str) -> str:
     require_publishable(run.recipe)
     if publish.license.startswith("llama"):
         _add_licence(publish.license, repo_id.partition("/")[2], folder)
-    for name in FIGURES:
-        if run.figure(name).exists():
-            shutil.copy2(run.figure(name), folder / f"{name}.png")
     is_adapter = (folder / "adapter_config.json").exists()
+    for name in FIGURES:
+        of_the_adapter = name == "03_heldout" and "merged_evaluation" in run.evidence()
+        if run.figure(name).exists() and (is_adapter or not of_the_adapter):
+            shutil.copy2(run.figure(name), folder / f"{name}.png")
     text = _metadata(run, repo_id, is_adapter) + _body(run, folder, repo_id, is_adapter)
     write_text(folder / "README.md", text)
     return text
@@ -92,7 +100,17 @@ def _body(run: Run, folder: Path, repo_id: str, is_adapter: bool) -> str:
     kind = "the LoRA adapter" if is_adapter else "merged to 16 bit"
     return (
         f"\n# {repo_id.partition('/')[2]}\n\n{built_with}{recipe.publish.base_model}, fine-tuned with LoRA "
-        f"by finelab: {kind}. Every number below was measured by the run.\n\n{body}\n"
+        f"by finelab: {kind}. Every number below was measured by the run.{_base_copy(recipe)}\n\n{body}\n"
+    )
+
+
+def _base_copy(recipe: Recipe) -> str:
+    """That the embedded base is not quite the published one."""
+    if recipe.model.model_name != EMBEDDED:
+        return ""
+    return (
+        f" The base was a copy of {recipe.publish.base_model} that llama.cpp had rounded to 4 bit (Q4_1), "
+        "turned back into bfloat16: the published weights differ, and the adapter was not tried on them."
     )
 
 
@@ -121,10 +139,8 @@ def _verdict(evidence: dict[str, Any], is_adapter: bool) -> str:
 def _how(evidence: dict[str, Any], is_adapter: bool) -> str:
     """On which files the loss was measured, and in which precision."""
     if not is_adapter and "merged_evaluation" in evidence:
-        return "Measured on this file, loaded as it is here, against the base as it is published."
-    profile = evidence["machine"].get("profile", {})
-    weights = "4 bit" if profile.get("load_in_4bit") else profile.get("dtype", "an unknown dtype")
-    said = f"Measured with the adapter on its base in {weights}"
+        return "Measured on this file, loaded as it is here, against its base in 16 bit."
+    said = f"Measured with the adapter on its base in {evidence['evaluation']['weights']}"
     return f"{said}." if is_adapter else f"{said}, before the merge; the merged file's own loss was not."
 
 
@@ -163,8 +179,8 @@ def _data(data: dict[str, Any]) -> str:
         f"{data['train_rows']:,} training and {data['heldout_rows']:,} held-out conversations of "
         f"`{_names(data)}` (sha256 `{data['sha256'][:16]}`"
         f"{', revision `' + data['revision'][:12] + '`' if data.get('revision') else ''}); "
-        f"{data['tokens_total']:,} tokens, {data['tokens_trained']:,} of them trained (answers and their "
-        "end tokens)."
+        f"{data['tokens_total']:,} tokens, {data['tokens_trained']:,} of them answers and their end tokens. "
+        f"{data['leaked_rows']:,} of the held-out conversations nearly repeat one to train on."
     )
     counts = [f"- repaired, {kind}: {count:,} rows" for kind, count in data.get("repaired", {}).items()]
     counts += [f"- left out, {reason}: {count:,} rows" for reason, count in data.get("dropped", {}).items()]
@@ -173,6 +189,9 @@ def _data(data: dict[str, Any]) -> str:
 
 def _training(evidence: dict[str, Any], recipe: Recipe) -> str:
     training, lora, chosen = evidence["training"], recipe.lora, recipe.training
+    tuned = evidence.get("tuning", {})  # the batches that were measured as fastest, in place of the recipe's
+    batches = {name: tuned.get(name, getattr(chosen, name)) for name in BATCHES}
+    length = "max_steps" if chosen.max_steps > 0 else "num_train_epochs"
     values = {
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,
@@ -181,17 +200,17 @@ def _training(evidence: dict[str, Any], recipe: Recipe) -> str:
         "target_modules": ", ".join(lora.target_modules),
         "learning_rate": chosen.learning_rate,
         "lr_scheduler_type": chosen.lr_scheduler_type,
-        "per_device_train_batch_size": chosen.per_device_train_batch_size,
-        "gradient_accumulation_steps": chosen.gradient_accumulation_steps,
-        "num_train_epochs": chosen.num_train_epochs,
+        **batches,
+        length: getattr(chosen, length),
         "max_seq_length": recipe.model.max_seq_length,
         "seed": chosen.seed,
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
     versions = evidence["machine"].get("versions", {})
     return (
-        f"{training['steps']:,} optimizer steps in {training['seconds'] / 60:,.1f} minutes on "
-        f"{evidence['machine']['device']}, {training['tokens_per_s']:,.0f} tokens/s; loss of the first "
+        f"{training['steps']:,} optimizer steps over {training['tokens_trained']:,} tokens of answers in "
+        f"{training['seconds'] / 60:,.1f} minutes on {', '.join(dict.fromkeys(training['machines']))}, "
+        f"{training['tokens_per_s']:,.0f} tokens/s; loss of the first "
         f"step {training['first_loss']:.3f}, of the last {training['last_loss']:.3f}. "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}.\n\n"
         f"| parameter | value |\n| --- | --- |\n{rows}"

@@ -98,7 +98,7 @@ def whole(run: Run, ranks: World) -> None:
         print(train.settle(run, profile, trainer))
     tuned_losses = heldout_losses(trainer.model, heldout_rows, "tuned on held-out rows")
     if ranks.first:
-        keep(run, trainer, tokenizer, heldout_rows, base_losses, tuned_losses)
+        keep(run, profile, trainer, tokenizer, heldout_rows, base_losses, tuned_losses)
 
 
 def load(run: Run, profile: Profile) -> tuple[Any, Any]:
@@ -219,13 +219,19 @@ def heldout_losses(model: Any, rows: Any, title: str) -> Any:
 
 
 def keep(
-    run: Run, trainer: Any, tokenizer: Any, heldout_rows: Any, base_losses: Any, tuned_losses: Any
+    run: Run,
+    profile: Profile,
+    trainer: Any,
+    tokenizer: Any,
+    heldout_rows: Any,
+    base_losses: Any,
+    tuned_losses: Any,
 ) -> None:
     """The evidence of the held-out rows, and the two figures."""
     base_nll, tuned_nll = evaluate.row_totals(base_losses), evaluate.row_totals(tuned_losses)
     evaluate.keep_losses(run, tokenizer, heldout_rows, base_losses, tuned_losses)
-    results = evaluate.by_kind(heldout_rows["heldout"], base_nll, tuned_nll)
-    run.record("evaluation", evaluate.evidence(results))
+    results = evaluate.by_kind(heldout_rows, base_nll, tuned_nll)
+    run.record("evaluation", evaluate.evidence(results, profile.weights))
     for kind, result in results.items():
         print(f"held out by {kind}: {result}")
     curve = train.curve(trainer.state.log_history)

@@ -55,11 +55,14 @@ def ledger_path() -> Path:
 
 
 def machine_key(recipe: Recipe, profile: Profile) -> str:
-    """What runs share that correct each other: the device, a CPU's threads, the model and the dtype."""
+    """What runs share that correct each other: the device, a CPU's threads, the model, dtype and adapter."""
     import torch
 
+    lora = recipe.lora
     threads = f" x {torch.get_num_threads()}" if profile.device == "cpu" else ""
-    return f"{profile.hardware.name}{threads}, {recipe.model.model_name}, {profile.dtype}"
+    by_hand = ", by hand" * profile.fast_cpu_step
+    adapter = f"r {lora.r} on {len(lora.target_modules)} modules" + " with DoRA" * lora.use_dora
+    return f"{profile.hardware.name}{threads}, {recipe.model.model_name}, {profile.dtype}{by_hand}, {adapter}"
 
 
 def entries() -> list[dict[str, Any]]:

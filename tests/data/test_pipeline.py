@@ -124,6 +124,26 @@ def test_near_duplicates_go_when_they_are_asked_to(prepared, write_rows):
     assert report["dropped"] == {"nearly a duplicate of another row": 1}
 
 
+@pytest.mark.parametrize("again", ["an answer as it is", "an answer as it was"])
+def test_a_good_row_is_not_lost_to_a_bad_one_that_says_the_same(prepared, write_rows, again):
+    said = " ".join(f"word{n}" for n in range(100))
+    bad, good = (
+        row("What?", f"{said} {again}", score=2.0),
+        row("What?", f"{said} an answer as it is", score=5.0),
+    )
+    made = prepared(write_rows([*many(60, score=5.0), bad, good]), min_score=4.5, duplicates="near")
+    assert made.report["rows_kept"] == 61
+    assert made.report["dropped"] == {"score below data.min_score": 1}
+
+
+def test_validation_rows_are_no_leaks(prepared, write_rows):
+    text = " ".join(f"word{n}" for n in range(100))
+    rows = [*many(60), *(row(f"Say it, {n}!", text) for n in range(40))]
+    report = prepared(write_rows(rows), heldout_share=0.05, validation_share=0.5).report
+    assert report["validation_rows"] > 30
+    assert report["leaked_rows"] <= report["heldout_rows"] < 15
+
+
 def test_a_leak_between_the_sides_is_counted(prepared, write_rows):
     text = " ".join(f"word{n}" for n in range(100))
     rows = [*many(60), *(row(f"Say it, {n}!", text) for n in range(40))]

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import torch
 
@@ -45,10 +43,15 @@ def test_other_weights_other_rows_and_other_labels_are_measured_anew(run, capsys
     assert len(kept(run.folder.parent)) == 4
 
 
-def test_a_model_that_was_trained_is_never_taken_for_the_base(run):
-    moved = with_adapter(base_model())
-    found = base_losses(run, moved, ROWS)
-    np.testing.assert_array_equal(found[0], token_nll(moved, ROWS)[0])
-    base_losses(run, fresh(), ROWS)
-    (path,) = kept(run.folder.parent)
-    assert not np.allclose(json.loads(path.read_text(encoding="utf-8"))[0], found[0])
+def test_of_a_trained_model_the_base_is_measured(run, capsys):
+    found = base_losses(run, with_adapter(base_model()), ROWS)
+    np.testing.assert_allclose(found[0], token_nll(base_model(), ROWS)[0], atol=1e-5)
+    np.testing.assert_array_equal(base_losses(run, fresh(), ROWS)[0], found[0])
+    assert SAID in capsys.readouterr().out
+
+
+def test_with_a_start_that_changes_the_base_the_model_is_measured_as_it_is(run):
+    started = with_adapter(base_model(), moved=False, init_lora_weights="pissa")
+    found = base_losses(run, started, ROWS)
+    np.testing.assert_allclose(found[0], token_nll(base_model(), ROWS)[0], atol=1e-4)
+    assert kept(run.folder.parent) == []

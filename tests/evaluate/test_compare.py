@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finelab.errors import LabError
 from finelab.evaluate import batch_losses, bits_per_byte, by_group, by_kind, by_length, compare
 from finelab.evaluate.compare import IMPROVED, NO_CHANGE, WORSE, compare_shares, paired_interval
 
@@ -10,6 +11,12 @@ from finelab.evaluate.compare import IMPROVED, NO_CHANGE, WORSE, compare_shares,
 def rows(nats, tokens=10):
     nats = np.asarray(nats, dtype=float)
     return np.stack([nats, np.full(len(nats), float(tokens))], axis=1)
+
+
+def heldout(kinds, questions=None):
+    """The columns of held-out rows that a comparison looks at; each row has its own question by default."""
+    asked = range(len(kinds)) if questions is None else questions
+    return {"heldout": kinds, "messages": [[{"role": "user", "content": f"{each}?"}] for each in asked]}
 
 
 @pytest.fixture
@@ -82,10 +89,39 @@ def test_a_higher_level_makes_a_wider_interval(noise):
 def test_rows_and_families_are_judged_apart(noise):
     base = rows(np.full(200, 20.0))
     tuned = rows(20.0 + 0.1 * noise - np.repeat([1.0, 0.0], 100) + np.repeat([0.0, 1.0], 100))
-    results = by_kind(["row"] * 100 + ["family"] * 100, base, tuned)
+    results = by_kind(heldout(["row"] * 100 + ["family"] * 100), base, tuned)
     assert list(results) == ["row", "family"]
     assert [each.verdict for each in results.values()] == ["improved", "worse"]
-    assert list(by_kind(["row"] * 200, base, tuned)) == ["row"]
+    assert list(by_kind(heldout(["row"] * 200), base, tuned)) == ["row"]
+
+
+def test_answers_to_one_question_are_drawn_together():
+    """By row, two in ten of these A/A comparisons would be called a change."""
+    rng, alarms = np.random.default_rng(0), 0
+    questions = [number // 5 for number in range(100)]  # 20 questions with 5 answers each
+    for _ in range(200):
+        change = rng.normal(0, 0.7, 20)[questions] + rng.normal(0, 0.7, 100)
+        base, tuned = rows(np.full(100, 20.0)), rows(20.0 + change)
+        result = by_kind(heldout(["row"] * 100, questions), base, tuned)["row"]
+        alarms += result.verdict != "no measurable change"
+    assert (result.rows, result.questions) == (100, 20)
+    assert "100 rows of 20 questions" in str(result)
+    assert alarms / 200 < 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 200)
+
+
+def test_few_questions_give_no_verdict_however_many_answers_they_have():
+    base = rows(np.full(70, 20.0))
+    result = by_kind(heldout(["row"] * 70, [number % 7 for number in range(70)]), base, base - [5.0, 0.0])
+    assert result["row"].verdict == "too few rows to tell"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_loss_that_is_no_number_is_no_verdict(noise, value, broken):
+    both = [rows(np.full(200, 20.0)), rows(20.0 + noise)]
+    both[broken][17, 0] = value
+    with pytest.raises(LabError, match=f"the loss of row 17 is {value}: the model's arithmetic broke"):
+        compare(*both)
 
 
 def test_groups_come_in_the_alphabets_order_and_hold_their_own_rows():

@@ -13,7 +13,8 @@ def made(folder, preset, name, gain, first=0, tokens=5, text="the a"):
     """A run whose fine-tune lowers each token's loss by `gain`, on rows numbered from `first`."""
     run = create_run(folder / name, preset)
     ids = (tokenizer()(text).input_ids * 9)[:tokens]
-    rows = {"id": [str(first + i) for i in range(ROWS)]}
+    rows = {"id": [str(first + i) for i in range(ROWS)], "heldout": ["row"] * ROWS}
+    rows["messages"] = [[{"role": "user", "content": f"{each}?"}] for each in rows["id"]]
     rng = np.random.default_rng(0)
     base = [rng.normal(2, 0.2, tokens).astype(np.float32) for _ in range(ROWS)]
     tuned = [each - np.float32(gain) for each in base]
@@ -55,8 +56,14 @@ def test_only_rows_that_all_held_out_are_compared(tmp_path, preset):
 
 
 def test_runs_with_other_tokens_are_compared_per_byte(tmp_path, preset):
-    runs = [made(tmp_path, preset, "a", 0.2), made(tmp_path, preset, "b", 0.2, tokens=7)]
+    runs = [made(tmp_path, preset, "a", 0.2, tokens=3, text="theth"), made(tmp_path, preset, "b", 0.2)]
     assert {each.unit for each in compare_runs(runs).pairs.values()} == {"bits per byte"}
+
+
+def test_rows_that_one_run_cut_shorter_are_not_compared(tmp_path, preset):
+    runs = [made(tmp_path, preset, "a", 0.2), made(tmp_path, preset, "b", 0.2, tokens=3)]
+    with pytest.raises(LabError, match=r"no held-out row in common that is cut alike"):
+        compare_runs(runs)
 
 
 def test_one_run_alone_is_held_against_its_base(tmp_path, preset):

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finelab.improve import Sweep, create_sweep, report, run_sweep, table
@@ -16,17 +17,17 @@ from finelab.run import open_run
 
 ROOT = Path(__file__).parents[2]
 LOSSES = {
-    "a": {"tokens": 10, "bytes": 40, "base": 28.0, "tuned": 20.0},
-    "b": {"tokens": 5, "bytes": 20, "base": 17.0, "tuned": 11.0},
+    "a": {"heldout": "row", "question": "q", "tokens": 10, "bytes": 40, "base": 28.0, "tuned": 20.0},
+    "b": {"heldout": "row", "question": "r", "tokens": 5, "bytes": 20, "base": 17.0, "tuned": 11.0},
 }
 
 
-def finish(folder, trial, shift):
-    """Leave what a finished trial leaves."""
+def finish(folder, trial, shift, losses=LOSSES):
+    """Leave what a finished trial leaves, each tuned loss higher by `shift`."""
     run = folder / trial.name
     (run / "notebooks").mkdir(parents=True)
     (run / "notebooks" / "03_train.ipynb").write_text("{}", encoding="utf-8")
-    losses = {row: each | {"tuned": each["tuned"] + shift} for row, each in LOSSES.items()}
+    losses = {row: each | {"tuned": each["tuned"] + shift} for row, each in losses.items()}
     (run / "heldout_losses.json").write_text(json.dumps(losses), encoding="utf-8")
     training = {"tokens_trained": 1000, "seconds": 5.0, "peak_memory_bytes": 1e9}
     (run / "evidence.json").write_text(json.dumps({"training": training}), encoding="utf-8")
@@ -41,12 +42,37 @@ def test_a_failed_seed_is_said_and_takes_its_settings_verdict(tmp_path):
     (tmp_path / "broken-s2").mkdir()
     (tmp_path / "broken-s2" / FAILED).write_text('{"reason": "it fell over"}', encoding="utf-8")
 
-    assert [each.state for each in run_sweep(tmp_path, quiet=True)].count("failed") == 1
+    assert [each.state for each in run_sweep(tmp_path)].count("failed") == 1
     found = report(tmp_path)["settings"]
     assert found["good"]["difference"] == pytest.approx(6 / 15)
     assert found["good"]["untrained_loss"] == pytest.approx(45 / 15)
     assert "verdict" not in found["broken"] and found["broken"]["unfinished"] == {"2": "failed: it fell over"}
     assert "seed 2 failed: it fell over" in table(report(tmp_path)).loc["broken", "verdict"]
+
+
+def test_rows_that_a_setting_cuts_shorter_are_not_compared(tmp_path):
+    settings = {"default": {}, "short": {"model.max_seq_length": 64}}
+    sweep = create_sweep(tmp_path, Sweep("smollm2-135m", 1000, (1, 2), settings))
+    cut = LOSSES | {"b": LOSSES["b"] | {"tokens": 2, "bytes": 8, "tuned": 4.0}}
+    for trial in sweep.trials():
+        finish(tmp_path, trial, trial.seed, cut if trial.setting == "short" else LOSSES)
+    found = report(tmp_path)
+    assert found["heldout_rows"] == {"row": 1} and found["unit"] == "nats per token"
+    assert found["settings"]["short"]["difference"] == 0
+
+
+@pytest.mark.parametrize("questions", [8, 40])
+def test_several_answers_to_one_question_are_one_piece_of_evidence(tmp_path, questions):
+    """A gain of 0.9 in an answer that varies by 1 from question to question: 40 show it, 8 do not."""
+    moved = np.random.default_rng(0).normal(0, 1, 40)
+    moved += 0.9 - moved[:questions].mean()
+    rows = {str(row): LOSSES["a"] | {"question": str(row % questions)} for row in range(40)}
+    other = {row: each | {"tuned": 20 - moved[int(each["question"])]} for row, each in rows.items()}
+    sweep = create_sweep(tmp_path, Sweep("smollm2-135m", 1000, (1, 2, 3), {"a": {}, "b": {"lora.r": 8}}))
+    for trial in sweep.trials():
+        finish(tmp_path, trial, 0, rows if trial.setting == "a" else other)
+    _, high = report(tmp_path)["settings"]["b"]["interval"]
+    assert (high < 0) == (questions == 40)
 
 
 @pytest.mark.slow

@@ -17,8 +17,11 @@ EVIDENCE = {
         "heldout_rows": 117,
         "tokens_total": 40000,
         "tokens_trained": 15000,
+        "leaked_rows": 3,
     },
     "training": {
+        "machines": ["cpu: some processor, 2 cores"],
+        "tokens_trained": 12000,
         "steps": 40,
         "seconds": 120.0,
         "tokens_per_s": 250.0,
@@ -42,6 +45,7 @@ EVIDENCE = {
         "difference": -0.7,
         "interval": [-0.8, -0.6],
         "verdict": "improved",
+        "weights": "4 bit",
     },
 }
 
@@ -74,6 +78,28 @@ def test_the_card_says_what_was_recorded(tmp_path):
     assert "left out, no answer to a question: 2 rows" in text
     assert "vllm serve somebody/tuned" in text
     assert (run.merged / "README.md").read_text(encoding="utf-8") == text
+
+
+def test_the_card_says_what_was_trained_with_and_where_not_what_came_after(tmp_path):
+    run = recorded(tmp_path, "smollm2-135m", "training.max_steps=40")
+    run.record("machine", {"device": "cpu: a laptop that only publishes", "profile": {"dtype": "float32"}})
+    run.record(
+        "tuning", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "packing": True}
+    )
+    text, _ = card_of(run)
+    for said in (
+        "| per_device_train_batch_size | 4 |",
+        "| gradient_accumulation_steps | 2 |",
+        "| packing | True |",
+        "| max_steps | 40 |",
+        "over 12,000 tokens of answers",
+        "on cpu: some processor, 2 cores",
+        "3 of the held-out conversations nearly repeat one to train on",
+        "on its base in 4 bit",
+        "rounded to 4 bit (Q4_1)",
+    ):
+        assert said in text
+    assert "laptop" not in text and "num_train_epochs" not in text
 
 
 def test_the_loss_stands_in_the_hubs_own_metadata(tmp_path):
