@@ -272,6 +272,15 @@ def merge_memory(shape: ModelShape, target_modules: Sequence[str]) -> int:
     return STREAMED_MERGE + 4 * max(x * y for x, y in sizes)
 
 
+def publish_memory(shape: ModelShape, setting: Setting) -> int:
+    """The least bytes of a card's memory for notebook 04: the model in 16 bit, and the adapter.
+
+    It loads the base with the adapter, the merged model, the GGUF and what was pushed one after the other.
+    """
+    parameters = shape.adapter(setting.r, setting.target_modules)
+    return CUDA_CONTEXT + 2 * (shape.body + shape.others) + 4 * parameters
+
+
 @dataclass(frozen=True)
 class Fit:
     """A setting of a model that fits, and what is changed to get there."""

@@ -34,6 +34,7 @@ from finelab.train.memory import (
     memory,
     merge_memory,
     nearest_fit,
+    publish_memory,
     setting_of,
     shape_from_config,
     shape_memory,
@@ -264,6 +265,7 @@ class Plan:
     fits: str
     disk: dict[str, int]
     merge_memory_bytes: int
+    publish_memory_bytes: int
     cloud: list[dict[str, Any]]
     correction: dict[str, float]
     basis: list[str]
@@ -284,12 +286,22 @@ class Plan:
             ("disk", gigabytes(sum(self.disk.values()))),
             *((f"  {part}", gigabytes(size)) for part, size in self.disk.items()),
             ("RAM to merge", f"{gigabytes(self.merge_memory_bytes)}, streamed"),
+            *self._publishing(),
         ]
         for offer in self.cloud:
             least = "at least " if offer["at_best"] else ""
             cost = f"{least}{duration(offer['seconds'])}, {least}${offer['usd']:.2f}"
             lines.append((f"on {offer['card']}", cost))
         return lines + [("" if i else "from", text) for i, text in enumerate(self.basis)]
+
+    def _publishing(self) -> list[tuple[str, str]]:
+        """Whether the card can hold what notebook 04 loads, which is in 16 bit also after a run in 4 bit."""
+        if not self.publish_memory_bytes:
+            return []
+        text = f"at least {gigabytes(self.publish_memory_bytes)} of the card's memory, as it loads 16 bit"
+        if self.publish_memory_bytes > self.memory_capacity_bytes:
+            text += "; too much: run notebook 04 without the card, with CUDA_VISIBLE_DEVICES=-1"
+        return [("to publish", text)]
 
     def _time(self, now: datetime.datetime) -> list[tuple[str, str]]:
         if "seconds" not in self.predicted:
@@ -336,6 +348,7 @@ def make_plan(
         fits=_fits(recipe, shape, setting, work.longest, needed, capacity),
         disk=disk(shape, setting, SAVE_TOTAL_LIMIT),
         merge_memory_bytes=merge_memory(shape, recipe.lora.target_modules),
+        publish_memory_bytes=publish_memory(shape, setting) if profile.device == "cuda" else 0,
         cloud=cloud,
         correction={"seconds": earlier.seconds, "peak_memory_bytes": earlier.peak_memory_bytes},
         basis=[*basis, *_basis(rate, earlier, cloud)],

@@ -1,5 +1,6 @@
 """The plan against a real trainer: the same batches, the same steps, and a probe that leaves no trace."""
 
+import dataclasses
 import datetime
 import random
 import re
@@ -453,6 +454,20 @@ def test_a_measured_card_gets_the_hours_that_were_measured(name, key, hours, fit
     assert plan.predicted["steps"] == 12_500
     assert plan.predicted["seconds"] / 3600 == pytest.approx(hours, rel=0.02)
     assert plan.fits.startswith(fits)
+
+
+@pytest.mark.parametrize(
+    "gib, said",
+    [
+        (8, "to publish: at least 7.02 GB of the card's memory, as it loads 16 bit\n"),
+        (6, "as it loads 16 bit; too much: run notebook 04 without the card, with CUDA_VISIBLE_DEVICES=-1\n"),
+    ],
+)
+def test_a_run_in_4_bit_is_told_what_publishing_will_need(gib, said):
+    card = dataclasses.replace(cards.card_called("rtx-2060s"), memory_gib=gib)
+    plan = plan_on_card(recipe.load_preset("llama-3.2-3b"), card, assumed_counts(1000, 1024))
+    assert plan.fits.startswith("yes")
+    assert said in text_of(plan)
 
 
 def test_the_seeds_3b_run_with_batches_of_8_takes_its_18_hours():
