@@ -56,10 +56,8 @@ def check_python(version: Sequence[Any]) -> None:
         )
 
 
-def choose_lock(system: str, nvidia: bool, paperspace: bool, forced: str = "") -> str:
-    """The name of the lock in environment/ that fits a machine; FINELAB_LOCK forces one."""
-    if forced:
-        return forced
+def choose_lock(system: str, nvidia: bool, paperspace: bool) -> str:
+    """The name of the lock in environment/ that fits a machine."""
     if not nvidia or system not in ("Linux", "Windows"):
         return "cpu"
     if system == "Windows":
@@ -85,7 +83,7 @@ def is_paperspace() -> bool:
 
 
 def lock_for(venv: Path) -> str:
-    """The lock to use: forced, else the installed one (no time to ask the card), else chosen."""
+    """The lock to use: FINELAB_LOCK's, else the installed one (no time to ask the card), else chosen."""
     forced = os.environ.get("FINELAB_LOCK", "") or str(read_stamp(venv).get("lock", ""))
     return forced or choose_lock(platform.system(), has_nvidia(), is_paperspace())
 
@@ -185,6 +183,7 @@ def _create(venv: Path) -> None:
             "FINELAB_VENV must be a new or an empty folder"
             % (venv, ", ".join(sorted(entry.name for entry in found)[:3]))
         )
+    maker = _maker(venv)
     _write_stamp(venv, {"lock": ""})  # of no lock: should this be killed, the next call begins anew
     for entry in found:
         if entry.is_dir() and not entry.is_symlink():
@@ -192,7 +191,7 @@ def _create(venv: Path) -> None:
         else:
             entry.unlink()
     made = subprocess.run(
-        [sys.executable, "-m", "venv", str(venv)],
+        [maker, "-m", "venv", str(venv)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         universal_newlines=True,
@@ -204,6 +203,19 @@ def _create(venv: Path) -> None:
             "`apt install python3-venv` adds what it lacks; the full log is %s"
             % (_last_line(made.stdout.splitlines()), venv / LOG)
         )
+
+
+def _maker(venv: Path) -> str:
+    """The Python to make `venv` with: when that one runs lab.py, its base, as it is deleted first."""
+    if Path(sys.prefix).resolve() != venv.resolve():
+        return sys.executable
+    base = Path(sys.executable).resolve()
+    if venv.resolve() in base.parents:  # a copy, as on Windows
+        raise SetupError(
+            "%s has to be made anew, and lab.py runs on its Python: nothing was touched; `deactivate` "
+            "first, then run the same command again" % venv
+        )
+    return str(base)
 
 
 def _install_packages(root: Path, venv: Path, lock: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -25,6 +26,8 @@ _REASONS = {
     errno.EPERM: "this user may not write there; choose another folder or change its permissions",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
 }
+IDLE_S = 600.0
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}(?P<old>\.old)?|tmp[a-z0-9_]{8}")
 HELD_S = 2.0 if os.name == "nt" else 0.0
 if os.name == "nt":  # a file that is open cannot be replaced there
     _REASONS[errno.EACCES] = (
@@ -91,17 +94,41 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def _exchange(stage: Path, folder: Path) -> None:
-    """Put `stage` in the place of `folder`, which comes back when that fails."""
+    """Put `stage` in the place of `folder`, which comes back when that fails or is interrupted."""
     replaced = stage.with_name(stage.name + ".old")
-    if folder.exists():
-        rename(folder, replaced)
     try:
+        if folder.exists():
+            rename(folder, replaced)
         rename(stage, folder)
-    except OSError:
-        if replaced.exists():
+    except BaseException:
+        if replaced.exists() and not folder.exists():
             rename(replaced, folder)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what killed processes left in `folder` of `staged` and `TemporaryDirectory`: a model each.
+
+    What was replaced comes back if the new one did not. Where something was written in the last `IDLE_S`
+    seconds, another process may be at work, and it stays.
+    """
+    for path in folder.iterdir():
+        found = LEFTOVER.fullmatch(path.name)
+        if not found or not path.is_dir() or time.time() - _written_at(path) < IDLE_S:
+            continue
+        if found["old"] and not (target := folder / found["name"]).exists():
+            rename(path, target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _written_at(folder: Path) -> float:
+    """When something was last written in a folder, as `time.time` counts."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:  # a file has just gone
+        return time.time()
 
 
 def rename(path: Path, target: Path) -> None:

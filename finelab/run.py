@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from finelab.recipe import Recipe
 RUN_VARIABLE = "FINELAB_RUN"
 RECIPE_VARIABLE = "FINELAB_RECIPE"
 ACCEPT_VARIABLE = "FINELAB_ACCEPT_CHANGES"  # 1: a training goes on although something changed
+WORK_LOCK = ".lock"  # in a run's folder: lab.py holds it
+TRAINING_LOCK = ".training.lock"  # whoever trains holds it, lab.py's kernel too
 NEEDED_BYTES = 2_000_000_000  # of the disk, or `lab.py run` does not begin
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 RUNS = Path(os.environ.get("FINELAB_RUNS") or Path(__file__).parent.parent / "runs").absolute()
@@ -98,6 +102,22 @@ class Run:
         found = machine.profile(self.recipe)
         self.record("machine", machine.evidence(found))
         return found
+
+
+@contextmanager
+def alone(run: Run, lock: str) -> Iterator[None]:
+    """Hold one of the run's locks, so that no other process does the same to it; LabError when one does."""
+    from filelock import FileLock, Timeout  # here, so that help needs no packages
+
+    try:
+        held = FileLock(run.folder / lock).acquire(timeout=0)
+    except Timeout as error:
+        raise LabError(
+            f"another process is at work on run {run.name!r} (it holds {run.folder / lock}); wait for it, "
+            "stop it, or use another --run NAME."
+        ) from error
+    with held:
+        yield
 
 
 def default_recipe() -> str:

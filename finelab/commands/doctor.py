@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from finelab import machine, recipe
 from finelab.commands.run import existing_runs
 from finelab.doctor import Facts, Finding, diagnose, gather
+from finelab.doctor.facts import gb, gib
 from finelab.recipe import Recipe
 from finelab.run import default_recipe
 
@@ -59,8 +60,8 @@ def machine_text(facts: Facts, chosen: Recipe, by_default: bool) -> str:
         "packages": ", ".join(f"{key} {value}" for key, value in machine.versions().items()),
         "out of step": _out_of_step(facts),
         "card": _card(facts),
-        "memory": f"{_gib(facts.memory_available_bytes)} of {_gib(facts.memory_bytes)} free",
-        "disk": f"{_gb(facts.runs_free_bytes)} free for {facts.runs}",
+        "memory": f"{gib(facts.memory_available_bytes)} of {gib(facts.memory_bytes)} free",
+        "disk": f"{gb(facts.runs_free_bytes)} free for {facts.runs}",
         "Hub token": f"found in {facts.tokens[0]}" if facts.tokens else "none",
         "recipes": ", ".join(recipe.preset_names()),
         "runs": ", ".join(existing_runs()) or "none yet",
@@ -89,14 +90,6 @@ def _out_of_step(facts: Facts) -> str:
 def _card(facts: Facts) -> str:
     if not facts.nvidia:
         return "no NVIDIA card"
-    names = ", ".join(f"{card.name} with {_gib(card.memory_bytes)}" for card in facts.cards)
+    names = ", ".join(f"{card.name} with {gib(card.memory_bytes)}" for card in facts.cards)
     driver = f"driver {facts.driver}" if facts.driver else "a driver that does not answer"
     return f"{names or 'an NVIDIA card'}, {driver}" + ("" if facts.torch_sees_card else ", not seen by torch")
-
-
-def _gib(size: int | None) -> str:
-    return "an unknown amount" if size is None else f"{size / 2**30:.1f} GiB"
-
-
-def _gb(size: int | None) -> str:
-    return "an unknown amount" if size is None else f"{size / 1e9:.1f} GB"

@@ -125,9 +125,10 @@ class Client(NotebookClient):  # type: ignore[misc]
 
     async def _stop(self) -> None:
         """Interrupt the running cell; asked a second time, end the kernel at once."""
-        before, self._asked_at = self._asked_at, time.monotonic()
-        if self.stopping and self._asked_at - before < ONE_REQUEST_S:
+        now = time.monotonic()
+        if self.stopping and now - self._asked_at < ONE_REQUEST_S:
             return
+        self._asked_at = now
         if self.stopping and self.km is not None:
             await self.km.shutdown_kernel(now=True)
         elif self._in_cell and self.km is not None:

@@ -8,15 +8,14 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finelab import recipe
 from finelab.errors import LabError
-from finelab.files import rename, writing
+from finelab.files import clear_leftovers, rename, writing
 from finelab.machine import require_free_space
 from finelab.recipe import Recipe
 from finelab.run import (
@@ -24,7 +23,10 @@ from finelab.run import (
     NEEDED_BYTES,
     NOTEBOOKS,
     RUNS,
+    TRAINING_LOCK,
+    WORK_LOCK,
     Run,
+    alone,
     create_run,
     default_recipe,
     open_run,
@@ -84,11 +86,15 @@ def main(args: argparse.Namespace) -> int:
     if "04_publish" in stages:  # said now, and not after hours of training
         recipe.require_publishable(chosen_recipe(args))
     run = prepare(args)
+    if "04_publish" in stages:  # an older run has a recipe of its own
+        recipe.require_publishable(run.recipe)
     if args.accept_changes:
         os.environ[ACCEPT_VARIABLE] = "1"
-    with alone(run):
+    with alone(run, WORK_LOCK):
+        clear_leftovers(run.folder)
         if first:
-            set_aside(run, stages_from(first), outputs=True)
+            with alone(run, TRAINING_LOCK):  # not from under a training in Jupyter
+                set_aside(run, stages_from(first), outputs=True)
         return do(run, stages)
 
 
@@ -107,20 +113,6 @@ def do(run: Run, stages: list[str]) -> int:
         return 1
     console.print(summary(run))
     return 0
-
-
-@contextmanager
-def alone(run: Run) -> Iterator[None]:
-    """Hold the run, so that no other lab.py writes into it; LabError when one does."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(run.folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise LabError(
-            f"another lab.py is working on run {run.name!r}; wait for it, or use --run NAME."
-        ) from error
 
 
 def prepare(args: argparse.Namespace) -> Run:

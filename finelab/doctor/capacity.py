@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finelab.doctor.facts import Facts
+from finelab.doctor.facts import Facts, gb
 from finelab.doctor.finding import Finding
 from finelab.doctor.shell import DOCTOR, with_variable
 from finelab.run import NEEDED_BYTES
@@ -25,8 +25,8 @@ def full_disk(facts: Facts) -> Finding | None:
         return None
     return Finding(
         "stop",
-        f"{_gb(facts.runs_free_bytes)} are free for {facts.runs}",
-        f"a run asks for {_gb(NEEDED_BYTES)} and is refused; free some space, or keep runs on another disk:",
+        f"{gb(facts.runs_free_bytes)} are free for {facts.runs}",
+        f"a run asks for {gb(NEEDED_BYTES)} and is refused; free some space, or keep runs on another disk:",
         _other_runs(facts),
     )
 
@@ -37,8 +37,8 @@ def short_disk(facts: Facts) -> Finding | None:
         return None
     return Finding(
         "warning",
-        f"{_gb(facts.runs_free_bytes)} are free for {facts.runs}, and {facts.recipe} keeps "
-        f"{_gb(facts.needed_run_bytes)}",
+        f"{gb(facts.runs_free_bytes)} are free for {facts.runs}, and {facts.recipe} keeps "
+        f"{gb(facts.needed_run_bytes)}",
         "the disk is full before the model is published; free some space, or keep runs on another disk:",
         _other_runs(facts),
     )
@@ -62,8 +62,8 @@ def cache_short(facts: Facts) -> Finding | None:
         return None
     return Finding(
         "warning",
-        f"{_gb(facts.cache_free_bytes)} are free for the models' cache {facts.cache}, and the base of "
-        f"{facts.recipe} takes {_gb(facts.needed_cache_bytes)}",
+        f"{gb(facts.cache_free_bytes)} are free for the models' cache {facts.cache}, and the base of "
+        f"{facts.recipe} takes {gb(facts.needed_cache_bytes)}",
         "the download ends in the middle; free some space, or keep models on another disk:",
         _other_cache(facts),
     )
@@ -75,8 +75,8 @@ def low_memory(facts: Facts) -> Finding | None:
         return None
     return Finding(
         "warning",
-        f"{_gb(facts.memory_available_bytes)} of memory are free, and {facts.recipe} takes about "
-        f"{_gb(facts.needed_memory_bytes)} to train here",
+        f"{gb(facts.memory_available_bytes)} of memory are free, and {facts.recipe} takes about "
+        f"{gb(facts.needed_memory_bytes)} to train here",
         "the machine swaps, or the system ends the kernel; close other programs, or take smaller batches:",
         f"python lab.py run --recipe {facts.recipe} --run small {SMALLER}",
     )
@@ -88,8 +88,7 @@ def merge_memory(facts: Facts) -> Finding | None:
         return None
     return Finding(
         "warning",
-        f"{_gb(facts.memory_available_bytes)} of memory are free, and the merge takes "
-        f"{_gb(facts.merge_bytes)}",
+        f"{gb(facts.memory_available_bytes)} of memory are free, and the merge takes {gb(facts.merge_bytes)}",
         "the system ends the kernel in notebook 04; close other programs and kernels, then do that stage:",
         "python lab.py run --from publish",
     )
@@ -109,10 +108,6 @@ def _other_cache(facts: Facts) -> str:
 
 def _elsewhere(facts: Facts, variable: str) -> str:
     return with_variable(facts, variable, ELSEWHERE.get(facts.system, "/another/disk/finelab"), DOCTOR)
-
-
-def _gb(size: float | None) -> str:
-    return f"{(size or 0) / 1e9:.1f} GB"
 
 
 RULES = (

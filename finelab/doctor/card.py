@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finelab.doctor.facts import Card, Facts, Version
+from finelab.doctor.facts import Card, Facts, Version, gib
 from finelab.doctor.finding import Finding
 from finelab.doctor.shell import DOCTOR, remove, restart, with_variable, without_variable
 
@@ -143,7 +143,7 @@ def small_card(facts: Facts) -> Finding | None:
         return None
     return Finding(
         "stop",
-        f"{facts.recipe} needs {_gib(facts.needed_gpu_bytes)}, and {card.name} has {_gib(card.memory_bytes)}",
+        f"{facts.recipe} needs {gib(facts.needed_gpu_bytes)}, and {card.name} has {gib(card.memory_bytes)}",
         "training ends at its first step, out of memory; the plan names the nearest setting that fits",
         f"python lab.py plan --recipe {facts.recipe}",
     )
@@ -162,8 +162,8 @@ def spill(facts: Facts) -> Finding | None:
     )
     return Finding(
         "warning",
-        f"other programs hold {_gib(card.used_bytes)} of {card.name}'s {_gib(card.memory_bytes)}, and "
-        f"{facts.recipe} needs {_gib(facts.needed_gpu_bytes)}",
+        f"other programs hold {gib(card.used_bytes)} of {card.name}'s {gib(card.memory_bytes)}, and "
+        f"{facts.recipe} needs {gib(facts.needed_gpu_bytes)}",
         moves if facts.system == "Windows" else "training ends out of memory; close what this lists",
         "nvidia-smi",
     )
@@ -183,15 +183,11 @@ def several_cards(facts: Facts) -> Finding | None:
 
 
 def _described(card: Card) -> str:
-    return f"{card.name} ({_gib(card.memory_bytes)})" if card.memory_bytes else card.name
+    return f"{card.name} ({gib(card.memory_bytes)})" if card.memory_bytes else card.name
 
 
 def _dotted(version: Version) -> str:
     return f"{version[0]}.{version[1]}"
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
 
 
 RULES = (

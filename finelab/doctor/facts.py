@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+UNKNOWN = "an unknown amount"
 Version = tuple[int, int]
 
 
@@ -87,3 +88,13 @@ class Facts:
     hub_answer: int | None  # the HTTP status; None: no answer
     hub_role: str
     hub_writes: bool  # whether the role lets the token write anywhere; True where that is not known
+
+
+def gb(size: float | None) -> str:
+    """Bytes of a disk as a finding says them: 1.5 GB."""
+    return UNKNOWN if size is None else f"{size / 1e9:.1f} GB"
+
+
+def gib(size: float | None) -> str:
+    """Bytes of a memory as a finding says them: 1.5 GiB."""
+    return UNKNOWN if size is None else f"{size / 2**30:.1f} GiB"

@@ -69,7 +69,6 @@ class Published:
     length: int
     tokens_per_s: float
     source: str
-    allocated_gib: float | None = None
 
     @property
     def cluster(self) -> Cluster:
@@ -155,15 +154,6 @@ def cluster_memory(shape: ModelShape, setting: Setting, cluster: Cluster) -> dic
     parts |= {name: math.ceil(parts[name] / cluster.gpus) for name in SPLIT}
     layer = shape.body / shape.num_hidden_layers * setting.weight_bits / 8
     return parts | {"gathered": round(max(2 * shape.others, PREFETCHED * layer))}
-
-
-def allocated(point: Published) -> int:
-    """The peak that a published LoRA run should have allocated: without the allocator's slack and context."""
-    shape = SHAPES[point.model]
-    setting = Setting(16, tuple(shape.projections), point.rows, point.length, 16, 8, True, "cuda")
-    parts = cluster_memory(shape, setting, point.cluster)
-    slack = (parts["weights"] + parts["adapter"]) * (1 - 1 / ALLOCATOR)
-    return round(sum(parts.values()) - parts["context"] - slack)
 
 
 @dataclass(frozen=True)

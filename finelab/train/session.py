@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from finelab.adapter import save_on_published_base
 from finelab.errors import LabError
 from finelab.files import staged, writing
 from finelab.machine import peak_memory_bytes, release_memory, require_free_space
-from finelab.run import ACCEPT_VARIABLE, Run
+from finelab.run import ACCEPT_VARIABLE, TRAINING_LOCK, Run, alone
 from finelab.train import distributed
 from finelab.train.certificate import Chain, watching
 from finelab.train.checkpoint import (
@@ -77,10 +77,11 @@ class Session:
 
         It looks each time, so that a cell run again after an interruption goes on too. transformers
         would train a finished run one step further. LabError when something that decides the weights
-        changed since the checkpoint.
+        changed since the checkpoint, or another process trains the run.
         """
-        # the first rank sets broken ones aside, before the others look
-        self._start = distributed.first(lambda: newest_whole(self.run.checkpoints))
+        with self._alone():  # to others, the checkpoint that a training is writing is a broken one
+            # the first rank sets broken ones aside, before the others look
+            self._start = distributed.first(lambda: newest_whole(self.run.checkpoints))
         steps = total_steps(trainer)
         if self._start is None:
             print(f"Starting: {steps} steps.")
@@ -106,14 +107,16 @@ class Session:
         Everything that is laid over the trainer and the process is taken away at the end, also after an
         error.
         """
-        self._chain = Chain(self._start, self.accept_changes)
+        chain = Chain(self._start, self.accept_changes)
         self._fingerprint = fingerprint(self.run, trainer)
         args = trainer.args
         with (
+            self._alone(),
             clear_errors(self._checkpoints, args.per_device_train_batch_size),
-            watching(trainer, self._chain),
+            watching(trainer, chain),
             self._stop.listening(),
         ):
+            self._chain = chain
             # transformers would delete an old checkpoint, also the best one, before the new one is sealed
             self._kept, args.save_total_limit = args.save_total_limit, None
             try:
@@ -256,6 +259,10 @@ class Session:
                 "certificate": certificate,
             },
         )
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Hold the run's training lock, in the first rank for all."""
+        return alone(self.run, TRAINING_LOCK) if distributed.world().first else nullcontext()
 
     @property
     def _checkpoints(self) -> Path:

@@ -1,5 +1,6 @@
 """Notebooks executed by real kernels: what is kept, what is shown, and how each failure reads."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -129,12 +130,28 @@ except KeyboardInterrupt:
     (run / "saved").write_text("whole")
 """
 
+DEAF = """
+import os, time
+print("step", os.getpid(), flush=True)
+while True:
+    try:
+        time.sleep(0.1)
+    except KeyboardInterrupt:
+        pass
+"""
+
 
 @pytest.fixture
-def runner(tmp_path, write_notebook):
+def code():
+    """What the runner's first cell does."""
+    return WAITS
+
+
+@pytest.fixture
+def runner(tmp_path, write_notebook, code):
     """A runner in its own process, in the midst of a cell; gives it and its kernel's process id."""
     (tmp_path / "run").mkdir()
-    notebook = write_notebook(WAITS, "raise SystemError('the next cell was executed')")
+    notebook = write_notebook(code, "raise SystemError('the next cell was executed')")
     process = subprocess.Popen(
         [sys.executable, "-c", RUNNER, str(notebook), str(tmp_path / "run")],
         stdout=subprocess.PIPE,
@@ -182,6 +199,18 @@ def test_one_stop_that_comes_twice_lets_the_cell_save(runner, tmp_path):
     assert process.wait() == 130
     wait_for_end(kernel)
     assert (tmp_path / "run" / "saved").read_text() == "whole"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a console, not to a process")
+@pytest.mark.parametrize("code", [DEAF])
+def test_a_stop_asked_for_again_and_again_ends_a_stuck_kernel(runner):
+    process, kernel = runner
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)  # a user presses on
+    assert process.returncode in (130, -signal.SIGINT)  # the last press may meet the runner's own end
+    wait_for_end(kernel)
 
 
 def test_the_kernel_does_not_outlive_a_killed_runner(runner):

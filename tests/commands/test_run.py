@@ -9,7 +9,8 @@ from finelab import LabError
 from finelab.__main__ import main
 from finelab.commands import run as command
 from finelab.commands.run import OUTPUTS, copy_of, prepare, run_stages, set_aside, stages_from
-from finelab.run import ACCEPT_VARIABLE
+from finelab.files import write_text
+from finelab.run import ACCEPT_VARIABLE, TRAINING_LOCK, WORK_LOCK, alone
 
 
 @pytest.fixture
@@ -149,16 +150,40 @@ def test_a_stage_done_anew_makes_the_later_ones_new(run, write_notebook, console
     assert copy_of(run, "05_chat").exists()
 
 
-def test_two_runners_do_not_work_on_the_same_run(options):
+def test_two_runners_do_not_work_on_the_same_run(options, monkeypatch):
+    monkeypatch.setattr(command, "do", lambda run, stages: 0)
     run = prepare(options("--run", "mine"))
-    with (
-        command.alone(run),
-        pytest.raises(LabError, match=r"another lab\.py is working on run 'mine'"),
-        command.alone(run),
-    ):
-        pass
-    with command.alone(run):
-        pass
+    with alone(run, WORK_LOCK), pytest.raises(LabError, match="another process is at work on run 'mine'"):
+        command.main(options("--run", "mine"))
+    assert command.main(options("--run", "mine")) == 0
+
+
+def test_a_stage_is_not_set_aside_while_a_notebook_trains(options, monkeypatch):
+    monkeypatch.setattr(command, "do", lambda run, stages: 0)
+    run = prepare(options("--run", "mine"))
+    write_text(run.checkpoints / "checkpoint-2" / "trainer_state.json", "{}")
+    again = options("--run", "mine", "--from", "train")
+    with alone(run, TRAINING_LOCK), pytest.raises(LabError, match="another process is at work on run 'mine'"):
+        command.main(again)
+    assert (run.checkpoints / "checkpoint-2").exists()
+    assert command.main(again) == 0
+    assert not run.checkpoints.exists()
+
+
+def test_what_a_killed_call_left_goes_when_the_run_goes_on(options, monkeypatch):
+    monkeypatch.setattr(command, "do", lambda run, stages: 0)
+    run = prepare(options("--run", "mine"))
+    for name in (".merged.0a1b2c3d", "tmp_x9y8z7w"):
+        (run.folder / name).mkdir()
+        os.utime(run.folder / name, (0, 0))
+    assert command.main(options("--run", "mine")) == 0
+    assert [path.name for path in run.folder.iterdir() if path.is_dir()] == []
+
+
+def test_a_run_made_for_training_only_is_not_trained_to_be_published(options, capsys):
+    prepare(options("--run", "mine", "--set", "model.model_name=a/b"))
+    assert main(["run", "--run", "mine"]) == 2
+    assert "publish.license is not set" in capsys.readouterr().err
 
 
 def test_accepted_changes_reach_the_kernel_that_trains(options, monkeypatch):

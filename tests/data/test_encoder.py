@@ -68,8 +68,13 @@ def last_two(name, ids):
     return tuple(parts)
 
 
+def is_fast(encoder):
+    """Whether tiktoken does the work: the tokenizer itself does not stop at a limit."""
+    return len(encoder.encode("a b " * 5000, 10).ids) < 5000
+
+
 def test_the_embedded_tokenizer_is_encoded_fast(encoder):
-    assert encoder.is_fast
+    assert is_fast(encoder)
 
 
 @settings(deadline=None)
@@ -109,7 +114,7 @@ def test_a_limit_saves_work_on_a_long_text(encoder):
 def test_a_worker_process_gets_an_encoder_that_does_the_same(encoder):
     text = "It's 👋🏽 1234 字\n\n<|im_end|>"
     sent = pickle.loads(pickle.dumps(encoder))
-    assert sent.is_fast
+    assert is_fast(sent)
     assert sent.encode(text, 100).ids.tolist() == encoder.encode(text, 100).ids.tolist()
 
 
@@ -149,5 +154,5 @@ def test_another_kind_of_tokenizer_encodes_for_itself(tokenizer, change):
     change(state)
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
     encoder = Encoder(other)
-    assert not encoder.is_fast
+    assert not is_fast(encoder)
     check(encoder, other, "Cafe\u0301 a b  12<|im_end|>  x <|im_start|>2 \n")

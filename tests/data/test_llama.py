@@ -65,7 +65,7 @@ def header(llama):
 
 
 def test_it_is_encoded_fast_and_its_template_writes_tool_calls(chats):
-    assert chats.encoder.is_fast
+    assert test_encoder.is_fast(chats.encoder)
     assert chats.template.renders_tool_calls
 
 

@@ -20,6 +20,11 @@ LOSSES = {
     "a": {"heldout": "row", "question": "q", "tokens": 10, "bytes": 40, "base": 28.0, "tuned": 20.0},
     "b": {"heldout": "row", "question": "r", "tokens": 5, "bytes": 20, "base": 17.0, "tuned": 11.0},
 }
+ROW_BY_ROW = {
+    "data.limit": 40,
+    "training.per_device_train_batch_size": 1,
+    "training.gradient_accumulation_steps": 1,
+}
 
 
 def finish(folder, trial, shift, losses=LOSSES):
@@ -78,7 +83,9 @@ def test_several_answers_to_one_question_are_one_piece_of_evidence(tmp_path, que
 @pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_goes_on_and_says_what_failed(tmp_path):
     settings = {"default": {}, "no-rows": {"data.min_score": 99.0}}
-    create_sweep(tmp_path, Sweep("smollm2-135m", 250, (1, 2), settings, {"data.limit": 40}))
+    create_sweep(tmp_path, Sweep("smollm2-135m", 70, (1, 2), settings, ROW_BY_ROW))
+    (tmp_path / "no-rows-s2").mkdir()
+    (tmp_path / "no-rows-s2" / FAILED).write_text('{"reason": "seen before"}', encoding="utf-8")
     code = "import sys; from pathlib import Path; from finelab.improve import run_sweep; "
     code += "run_sweep(Path(sys.argv[1]))"
     first = subprocess.Popen(

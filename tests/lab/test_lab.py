@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,19 +17,35 @@ from finelab.__main__ import COMMANDS
 ROOT = Path(lab.__file__).parent
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("lab") / "repository"
+
+
 @pytest.fixture
-def repository(tmp_path):
+def repository(place):
+    return write_repository(place)
+
+
+def write_repository(place):
     """A repository whose lock is one small package."""
-    (tmp_path / "environment").mkdir()
-    (tmp_path / "environment" / "cpu.txt").write_text("six==1.17.0\n", encoding="utf-8")
-    return tmp_path
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "environment").mkdir(parents=True)
+    (place / "environment" / "cpu.txt").write_text("six==1.17.0\n", encoding="utf-8")
+    return place
+
+
+@pytest.fixture(scope="module")
+def environment(place):
+    """The repository's environment, made once and put aside."""
+    lab.install(write_repository(place), place / ".venv", "cpu")
+    return (place / ".venv").rename(place.with_name("environment"))
 
 
 @pytest.fixture
-def installed(repository):
-    venv = repository / ".venv"
-    lab.install(repository, venv, "cpu")
-    return venv
+def installed(environment, repository):
+    """Where it was made: an environment has its own path in it."""
+    return shutil.copytree(environment, repository / ".venv", symlinks=True)
 
 
 def call(*arguments, **environment):
@@ -68,20 +85,27 @@ def test_a_supported_python_goes_on(version):
 
 
 @pytest.mark.parametrize(
-    ("system", "nvidia", "paperspace", "forced", "lock"),
+    ("system", "nvidia", "paperspace", "lock"),
     [
-        ("Linux", True, False, "", "cuda"),
-        ("Linux", False, False, "", "cpu"),
-        ("Linux", True, True, "", "paperspace"),
-        ("Linux", False, True, "", "cpu"),
-        ("Windows", True, False, "", "windows"),
-        ("Windows", False, False, "", "cpu"),
-        ("Darwin", False, False, "", "cpu"),
-        ("Linux", True, False, "cpu", "cpu"),
+        ("Linux", True, False, "cuda"),
+        ("Linux", False, False, "cpu"),
+        ("Linux", True, True, "paperspace"),
+        ("Linux", False, True, "cpu"),
+        ("Windows", True, False, "windows"),
+        ("Windows", False, False, "cpu"),
+        ("Darwin", False, False, "cpu"),
     ],
 )
-def test_the_lock_fits_the_machine(system, nvidia, paperspace, forced, lock):
-    assert lab.choose_lock(system, nvidia, paperspace, forced) == lock
+def test_the_lock_fits_the_machine(system, nvidia, paperspace, lock):
+    assert lab.choose_lock(system, nvidia, paperspace) == lock
+
+
+def test_a_lock_may_be_forced_and_else_the_installed_one_stays(tmp_path, monkeypatch):
+    (tmp_path / lab.STAMP).write_text('{"lock": "paperspace"}', encoding="utf-8")
+    monkeypatch.delenv("FINELAB_LOCK", raising=False)
+    assert lab.lock_for(tmp_path) == "paperspace"
+    monkeypatch.setenv("FINELAB_LOCK", "cpu")
+    assert lab.lock_for(tmp_path) == "cpu"
 
 
 def test_every_lock_that_can_be_chosen_is_there():
@@ -199,6 +223,44 @@ def test_the_lock_for_another_machine_gets_a_fresh_environment(repository, insta
     lab.install(repository, installed, "cuda")
     assert lab.is_ready(repository, installed, "cuda")
     assert not left_over.exists()
+
+
+def install_on_its_own_python(repository, lock):
+    """lab.py as it is called where the environment is active: it runs on that one's Python."""
+    code = "import lab, pathlib, sys; root = pathlib.Path(sys.argv[1])\n"
+    code += "try:\n    lab.install(root, root / '.venv', sys.argv[2])\n"
+    code += "except lab.SetupError as error:\n    sys.exit(str(error))"
+    return subprocess.run(
+        [str(lab.python_of(repository / ".venv")), "-c", code, str(repository), lock],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the environment's Python is a copy there, and stays")
+def test_an_active_environment_gets_the_lock_for_another_machine_too(repository, installed):
+    (repository / "environment" / "cuda.txt").write_text("six==1.17.0\n", encoding="utf-8")
+    done = install_on_its_own_python(repository, "cuda")
+    assert done.returncode == 0, done.stderr
+    assert lab.is_ready(repository, installed, "cuda")
+    assert starts(installed, "import six")
+
+
+@pytest.mark.slow
+def test_an_active_environment_whose_python_is_a_copy_is_left_as_it_is(repository, installed):
+    (repository / "environment" / "cuda.txt").write_text("six==1.17.0\n", encoding="utf-8")
+    python = lab.python_of(installed)
+    if python.is_symlink():  # elsewhere than on Windows
+        base = python.resolve()
+        python.unlink()
+        shutil.copy(base, python)
+    told = install_on_its_own_python(repository, "cuda")
+    assert told.returncode == 1
+    assert "`deactivate` first" in told.stderr and "nothing was touched" in told.stderr
+    assert lab.is_ready(repository, installed, "cpu")
+    assert starts(installed, "import six")
 
 
 @pytest.mark.slow

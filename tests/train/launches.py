@@ -56,6 +56,7 @@ def rows(count, tokens=None, seed=0, unlabelled=()):
         ignored = len(ids) // 3
         labels = [ids[0]] + [-100] * (len(ids) - 1) if i in unlabelled else [-100] * ignored + ids[ignored:]
         names = {"id": f"row {i}", "heldout": "row", "source": "test"}
+        names["messages"] = [{"role": "user", "content": f"question {i}"}]
         made.append({"input_ids": ids, "labels": labels, **names})
     return made
 
@@ -206,7 +207,7 @@ def embedded(folder):
     from finelab.embedded.model import embedded_model
 
     tokens = AutoTokenizer.from_pretrained(embedded_model())(ZEN)["input_ids"]
-    changes = ("training.max_steps=20", "training.gradient_accumulation_steps=2", "training.save_steps=20")
+    changes = ("training.max_steps=5", "training.gradient_accumulation_steps=2")
     runs = {size: prepared(folder / str(size), "embedded", *changes, tokens=tokens) for size in (1, 2)}
     return {size: train(run, size) for size, run in runs.items()}
 

@@ -102,6 +102,27 @@ def test_a_finished_run_is_loaded_not_trained_on(run, capsys):
     assert run.evidence()["training"]["resumes"] == []
 
 
+def test_a_second_start_while_one_trains_is_refused_and_touches_nothing(run):
+    second = Session(run)
+    other = trainer_of(second)
+    half = run.checkpoints / "checkpoint-1"
+    refused = []
+
+    def start_again():
+        half.mkdir()  # as it is while the trainer writes it
+        with pytest.raises(LabError, match="another process is at work on run 'trial'") as raised:
+            second.finished(other)
+        with pytest.raises(LabError, match="another process is at work"), second.sitting(other):
+            pass
+        refused.append(raised.value)
+        half.rmdir()
+
+    session, trainer = train(run, callbacks=[at_step(1, start_again)])
+    session.complete(trainer)
+    assert len(refused) == 1
+    assert second.finished(other)
+
+
 def test_training_outside_of_a_sitting_is_refused(run):
     session = Session(run)
     trainer = trainer_of(session)
