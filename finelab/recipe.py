@@ -25,6 +25,11 @@ INIT_LORA_WEIGHTS = (True, "gaussian", "pissa", "pissa_niter_16", "olora", "loft
 OPTIM = ("adamw_8bit", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit")  # the usual ones
 LR_SCHEDULER_TYPE = ("linear", "cosine", "constant", "constant_with_warmup")
 REPORT_TO = ("none", "trackio", "tensorboard", "wandb")
+NO_EFFECT = {  # fields of data and training that leave the weights as they are
+    *("session_hours", "report_to", "tune", "max_first_loss", "eval_steps", "eval_rows"),
+    *("logging_steps", "save_steps"),
+    *("max_dropped_share", "max_truncated_share", "min_trained_share", "max_leaked_share"),
+}
 MERGED_DTYPE = ("base", "float16")
 
 
@@ -237,6 +242,12 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
             if before[key] != after[key]:
                 found.append(f"{section}.{key}: {before[key]!r} -> {after[key]!r}")
     return found
+
+
+def decides_weights(difference: str) -> bool:
+    """Whether what `differences` tells changes what is trained, and not only how long, shown or published."""
+    section, _, key = difference.partition(":")[0].partition(".")
+    return section not in ("chat", "publish") and key not in NO_EFFECT
 
 
 def _assignment(text: str) -> tuple[tuple[str, str], Any]:

@@ -129,29 +129,31 @@ def open_run(folder: Path | str | None = None) -> Run:
     """Open a run, made from its recipe at first use.
 
     Which one: `folder`, else the environment variable FINELAB_RUN, else `runs/<recipe>` with the
-    recipe named by FINELAB_RECIPE, else by the machine.
+    recipe named by FINELAB_RECIPE, else by the machine. A bare name is one in `runs/`.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # its download counter can hang offline
-    named = folder or os.environ.get(RUN_VARIABLE)
-    if named and (Path(named) / "recipe.toml").exists():
-        return Run(Path(named), recipe.read(Path(named) / "recipe.toml"))
-    preset = recipe.load_preset(os.environ.get(RECIPE_VARIABLE) or default_recipe())
-    target = Path(named) if named else RUNS / preset.name
+    made_of = os.environ.get(RECIPE_VARIABLE) or default_recipe()
+    named = Path(folder or os.environ.get(RUN_VARIABLE) or made_of)
+    target = RUNS / named if len(named.parts) == 1 else named
     if (target / "recipe.toml").exists():
         return Run(target, recipe.read(target / "recipe.toml"))
-    return create_run(target, preset)
+    return create_run(target, recipe.load_preset(made_of))
 
 
 def create_run(folder: Path, preset: Recipe) -> Run:
-    """Make a run's folder and freeze its recipe; LabError when it was frozen with another one."""
+    """Make a run's folder and freeze its recipe; LabError when it was frozen with one of other weights.
+
+    What leaves the weights as they are (`session_hours`, `publish`, ...) may change in a run that is there.
+    """
     path = folder / "recipe.toml"
-    if path.exists():
-        frozen = recipe.read(path)
-        if changed := recipe.differences(frozen, preset):
-            raise LabError(
-                f"run {folder.name!r} was made with another recipe ({'; '.join(changed)}); "
-                f"give this one another name with --run NAME, or leave the options out to go on."
-            )
-        return Run(folder, frozen)
-    write_text(path, recipe.dumps(preset))
+    changed = recipe.differences(recipe.read(path), preset) if path.exists() else []
+    if deciding := [each for each in changed if recipe.decides_weights(each)]:
+        raise LabError(
+            f"run {folder.name!r} was made with another recipe ({'; '.join(deciding)}); "
+            f"give this one another name with --run NAME, or leave the options out to go on."
+        )
+    if changed:
+        print(f"{path}: {'; '.join(changed)}. Stages that are done stay so: --from does them again.")
+    if changed or not path.exists():
+        write_text(path, recipe.dumps(preset))
     return Run(folder, preset)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+import finelab.run
 from finelab import LabError, open_run, recipe
 from finelab.run import RUN_VARIABLE, create_run
 
@@ -13,6 +14,24 @@ def test_a_runs_recipe_is_frozen_at_first_use(tmp_path, preset):
     with pytest.raises(LabError, match=r"lora\.r: 16 -> 8.*--run NAME"):
         create_run(folder, changed)
     assert create_run(folder, preset).recipe == preset
+
+
+def test_what_leaves_the_weights_as_they_are_may_change(tmp_path, preset, capsys):
+    """A session that was too long, a file to be merged into another dtype."""
+    create_run(tmp_path, preset)
+    wanted = recipe.override(preset, ["training.session_hours=5.8", "publish.merged_dtype=float16"])
+    assert create_run(tmp_path, wanted).recipe == wanted == open_run(tmp_path).recipe
+    assert "publish.merged_dtype: 'base' -> 'float16'" in capsys.readouterr().out
+    with pytest.raises(LabError, match=r"\(lora\.r: 16 -> 8\)"):
+        create_run(tmp_path, recipe.override(preset, ["lora.r=8", "training.session_hours=2"]))
+    assert open_run(tmp_path).recipe == wanted
+
+
+def test_a_bare_name_is_a_run_of_the_lab(tmp_path, preset, monkeypatch):
+    monkeypatch.setattr(finelab.run, "RUNS", tmp_path)
+    create_run(tmp_path / "mine", recipe.override(preset, ["lora.r=8"]))
+    monkeypatch.setenv(RUN_VARIABLE, "mine")
+    assert open_run().recipe.lora.r == open_run("mine").recipe.lora.r == 8
 
 
 def test_the_environment_names_the_run(tmp_path, preset, monkeypatch):

@@ -1,17 +1,23 @@
-"""Open the notebooks in JupyterLab with the lab's Python; arguments go to JupyterLab."""
+"""Open the notebooks in JupyterLab with the lab's Python; other arguments go to JupyterLab."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
+from finelab.commands.run import folder_of
 from finelab.errors import LabError
-from finelab.run import NOTEBOOKS
+from finelab.recipe import preset_names
+from finelab.run import NOTEBOOKS, RECIPE_VARIABLE, RUN_VARIABLE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything is JupyterLab's."""
-    parser.usage = "lab.py notebooks [JupyterLab arguments, for example --no-browser --port 8889]"
+    """Which run the notebooks open; everything else is JupyterLab's."""
+    parser.usage = (
+        "lab.py notebooks [--run NAME] [--recipe NAME] [JupyterLab arguments, for example --no-browser]"
+    )
+    parser.add_argument("--run", metavar="NAME", help="the run that the notebooks open, made if it is new")
+    parser.add_argument("--recipe", choices=preset_names(), help="what a new run is made of")
     parser.set_defaults(rest=[])
 
 
@@ -25,6 +31,10 @@ def main(args: argparse.Namespace) -> int:
             "notebooks/01_data.ipynb in Gradient's notebook view and choose the kernel finelab there."
         ) from error
 
+    if args.recipe:
+        os.environ[RECIPE_VARIABLE] = args.recipe
+    if args.run:
+        os.environ[RUN_VARIABLE] = str(folder_of(args.run))
     os.chdir(NOTEBOOKS)
     LabApp.launch_instance([f"--ServerApp.root_dir={NOTEBOOKS}", *args.rest])
     return 0

@@ -86,8 +86,6 @@ def main(args: argparse.Namespace) -> int:
     if "04_publish" in stages:  # said now, and not after hours of training
         recipe.require_publishable(chosen_recipe(args))
     run = prepare(args)
-    if "04_publish" in stages:  # an older run has a recipe of its own
-        recipe.require_publishable(run.recipe)
     if args.accept_changes:
         os.environ[ACCEPT_VARIABLE] = "1"
     with alone(run, WORK_LOCK):
@@ -118,7 +116,7 @@ def do(run: Run, stages: list[str]) -> int:
 def prepare(args: argparse.Namespace) -> Run:
     """The run that the options name, made when it is new; LabError before anything is written."""
     chosen = chosen_recipe(args)
-    folder = folder_of(args.run or chosen.name)
+    folder = folder_of(args.run or args.recipe or default_recipe())
     require_free_space(folder, NEEDED_BYTES, "a run")
     changed = args.recipe or args.data or args.assignments
     if changed or not (folder / "recipe.toml").exists():
@@ -128,8 +126,12 @@ def prepare(args: argparse.Namespace) -> Run:
 
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
-    """The preset with the user's data file and changes laid over it."""
-    preset = recipe.load_preset(args.recipe or default_recipe())
+    """The run's recipe if there is one, else the preset, with the user's data and changes laid over it."""
+    name = args.recipe or default_recipe()
+    frozen = folder_of(args.run or name) / "recipe.toml"
+    preset = recipe.read(frozen) if frozen.exists() else recipe.load_preset(name)
+    if args.recipe and args.recipe != preset.name:
+        preset = recipe.load_preset(args.recipe)
     if args.data:
         path = Path(args.data).expanduser().absolute()
         if not path.is_file():

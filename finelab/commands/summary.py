@@ -103,7 +103,7 @@ def next_commands(run: Run) -> str:
     """What to do with the model now."""
     return (
         f"Talk to it:          python lab.py chat --run {run.name}\n"
-        f"See it step by step: python lab.py notebooks\n"
+        f"See it step by step: python lab.py notebooks --run {run.name}\n"
     )
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from finelab.errors import LabError
 from finelab.files import fsync, rename, sha256, write_json, writing
 from finelab.machine import versions
+from finelab.recipe import NO_EFFECT
 from finelab.run import Run
 from finelab.train import distributed
 from finelab.train.tuner import NO_MEMORY
@@ -40,11 +41,6 @@ REQUIRED = (
 )
 SHARDED = {"optimizer.pt": "optimizer.bin"}  # its name when it was put together from shards
 SECTIONS = ("model", "data", "lora", "training")
-NO_EFFECT = {  # recipe fields that may change between two sittings: the weights stay the same
-    *("session_hours", "report_to", "tune", "max_first_loss", "eval_steps", "eval_rows"),
-    *("logging_steps", "save_steps"),
-    *("max_dropped_share", "max_truncated_share", "min_trained_share", "max_leaked_share"),
-}
 DTYPES = ("device", "dtype", "load_in_4bit")
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "accelerate")
 # torch hides the system's reason behind its own two words for a short write; a full disk is the usual one

@@ -3,6 +3,11 @@
 import os
 import subprocess
 import sys
+import types
+
+import finelab.run
+from finelab.__main__ import main
+from finelab.run import RECIPE_VARIABLE, RUN_VARIABLE, open_run
 
 WITHOUT = """
 import sys
@@ -30,3 +35,22 @@ def test_without_jupyterlab_it_says_where_the_notebooks_are_opened(tmp_path):
     assert ended.stderr.startswith("finelab: jupyterlab is not installed here")
     assert ended.stderr.endswith("choose the kernel finelab there.\n")
     assert "Traceback" not in ended.stderr
+
+
+def test_the_notebooks_open_the_run_that_is_named(tmp_path, monkeypatch):
+    """The kernels have JupyterLab's environment."""
+    opened = []
+    lab = types.ModuleType("jupyterlab.labapp")
+    lab.LabApp = types.SimpleNamespace(
+        launch_instance=lambda arguments: opened.append((open_run(), arguments))
+    )
+    monkeypatch.setitem(sys.modules, "jupyterlab.labapp", lab)
+    monkeypatch.setattr(finelab.run, "RUNS", tmp_path)
+    monkeypatch.setattr("finelab.commands.run.RUNS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in (RUN_VARIABLE, RECIPE_VARIABLE):
+        monkeypatch.setenv(name, "")  # so that it is put back after the test
+    assert main(["notebooks", "--run", "mine", "--recipe", "llama-3.2-3b", "--no-browser"]) == 0
+    ((run, arguments),) = opened
+    assert (run.folder, run.recipe.name) == (tmp_path / "mine", "llama-3.2-3b")
+    assert arguments[-1] == "--no-browser"

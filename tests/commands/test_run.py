@@ -57,6 +57,17 @@ def test_a_run_goes_on_with_its_own_recipe(options):
     assert prepare(args) == made
 
 
+def test_options_are_laid_over_the_recipe_of_a_run_that_is_there(options, tmp_path):
+    """Edited by hand or told a longer session, it goes on under the command that made it."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text("{}\n", encoding="utf-8")
+    first = ("--run", "small", "--data", str(file), "--set", "lora.r=8")
+    prepare(options(*first))
+    later = prepare(options("--run", "small", "--set", "training.session_hours=5.8"))
+    assert (later.recipe.lora.r, later.recipe.training.session_hours) == (8, 5.8)
+    assert prepare(options(*first)).recipe == later.recipe
+
+
 def test_a_run_is_not_changed_in_its_midst(options):
     prepare(options("--run", "small", "--set", "lora.r=8"))
     with pytest.raises(LabError, match=r"lora\.r: 8 -> 4.*--run NAME"):
