@@ -206,7 +206,7 @@ def _training(evidence: dict[str, Any], recipe: Recipe) -> str:
         "seed": chosen.seed,
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
-    versions = evidence["machine"].get("versions", {})
+    versions = training.get("versions", {})
     return (
         f"{training['steps']:,} optimizer steps over {training['tokens_trained']:,} tokens of answers in "
         f"{training['seconds'] / 60:,.1f} minutes on {', '.join(dict.fromkeys(training['machines']))}, "

@@ -14,7 +14,7 @@ from typing import Any
 from finelab.adapter import save_on_published_base
 from finelab.errors import LabError
 from finelab.files import staged, writing
-from finelab.machine import peak_memory_bytes, release_memory, require_free_space
+from finelab.machine import peak_memory_bytes, release_memory, require_free_space, versions
 from finelab.run import ACCEPT_VARIABLE, TRAINING_LOCK, Run, alone
 from finelab.train import distributed
 from finelab.train.certificate import Chain, watching
@@ -199,7 +199,7 @@ class Session:
         machines = [*earlier.get("machines", []), self._machine()]
         accepted = earlier.get("accepted_changes", [])
         begun = {"resumes": self.chain.resumes, "machines": machines, "accepted_changes": accepted}
-        self.run.record("training", begun)
+        self.run.record("training", begun | {"versions": versions()})
 
     def seal(self, step: int, model: Any) -> None:
         """Make the checkpoint that the trainer wrote count, and say so if it is the sitting's last."""

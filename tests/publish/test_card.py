@@ -21,6 +21,7 @@ EVIDENCE = {
     },
     "training": {
         "machines": ["cpu: some processor, 2 cores"],
+        "versions": {"torch": "2.13.0"},
         "tokens_trained": 12000,
         "steps": 40,
         "seconds": 120.0,
@@ -94,6 +95,7 @@ def test_the_card_says_what_was_trained_with_and_where_not_what_came_after(tmp_p
         "| max_steps | 40 |",
         "over 12,000 tokens of answers",
         "on cpu: some processor, 2 cores",
+        "torch 2.13.0",
         "3 of the held-out conversations nearly repeat one to train on",
         "on its base in 4 bit",
         "rounded to 4 bit (Q4_1)",
