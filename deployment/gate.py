@@ -32,7 +32,7 @@ class Gate:
             Guard(app, os.environ["VLLM_API_KEY"]),
             allow_origins=[origin.strip().rstrip("/") for origin in origins if origin.strip()],
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # openai's JavaScript client sends a dozen of its own
             expose_headers=["Retry-After", "X-Request-Id"],
         )
 

@@ -12,6 +12,7 @@ data/FILE`, then --set 'data.sources=["/runs/data/FILE"]'. Gated models: the sec
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ SECRET = "huggingface-secret"
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[1]
 MOST_HOURS, MOST_GPUS = 23.5, 8  # Modal ends a call after 24 hours; one container is one computer
 RETRIES = modal.Retries(max_retries=8, initial_delay=1.0, backoff_coefficient=1.0)
+CORES, MEMORY_MIB = 2.0, 8192  # beside each GPU; without a reservation it is an eighth of a core
+ON_TOP = "CPU and memory come on top"  # cards.toml has no prices of theirs
 AGAIN = 100  # sittings that follow each other before somebody should have a look
 SETTINGS = {
     "FINELAB_RUNS": RUNS,
@@ -81,6 +84,7 @@ def try_one(trial: dict[str, Any], folder: str) -> dict[str, Any]:
 def with_gpu(function: Any, card: Any, gpus: int, hours: float) -> Any:
     """The function on such GPUs, ended by Modal after so many hours, with the Hub's token if there is one."""
     chosen = {"gpu": f"{card.key.upper()}:{gpus}", "timeout": round(hours * 3600)}
+    chosen |= {"cpu": CORES * gpus, "memory": MEMORY_MIB * gpus}
     secret = modal.Secret.from_name(SECRET, required_keys=["HF_TOKEN"])
     try:
         secret.hydrate()
@@ -144,7 +148,7 @@ def run_on_modal(
                 f"--spend {spend:g}: the forecast is ${planned * usd_per_hour:.2f}; raise it, train on fewer "
                 f"tokens, or take another card (`python lab.py plan --recipe {recipe}` compares them)."
             )
-    print(f"At most ${spend:.2f} are spent, at {price}.")
+    print(f"At most ${spend:.2f} are spent on GPUs, at {price}. {ON_TOP}.")
     job = {"run": run, "recipe": recipe, "changes": changes, "gpus": gpus, "hours": hours}
     job |= {"usd_per_hour": usd_per_hour, "spend_usd": spend}
     remote = with_gpu(train, card, gpus, min(hours + 0.25, 24))
@@ -162,18 +166,30 @@ def run_on_modal(
 
 def sweep_on_modal(folder: Path, gpu: str, spend: float) -> None:
     """All trials at the same time, a container each; their results come back into the sweep's folder."""
-    from train_on_volume import as_values
+    from train_on_volume import LEAST_S, as_values
 
+    from finelab.errors import LabError
     from finelab.improve import open_sweep, report, table
 
     card, usd_per_hour = rented(gpu, 1)
     trials = open_sweep(folder).trials()
     hours = min(MOST_HOURS, spend / usd_per_hour / len(trials))
+    if hours * 3600 < LEAST_S:
+        least = math.ceil(len(trials) * LEAST_S / 36 * usd_per_hour) / 100
+        raise LabError(
+            f"--spend {spend:g}: {len(trials)} trials on one {card.name} each would have {hours * 60:.1f} "
+            f"minutes; {LEAST_S // 60} are the least in which a model learns anything: spend {least:.2f}."
+        )
     limit = f"{hours:.2f} h and ${hours * usd_per_hour:.2f}"
     print(f"{len(trials)} trials on one {card.name} each, at most {limit} a trial, ${spend:.2f} in all.")
+    print(f"That is for the GPUs; {ON_TOP}.")
     remote = with_gpu(try_one, card, 1, hours)
     values = [as_values(trial) for trial in trials]
-    for done in remote.map(values, kwargs={"folder": folder.name}, order_outputs=False):
+    folder_there = {"folder": folder.name}
+    for done in remote.map(values, kwargs=folder_there, order_outputs=False, return_exceptions=True):
+        if isinstance(done, Exception):  # its time was over, or its container died: the others go on
+            print(f"A trial ended without a result: {type(done).__name__}: {done}")
+            continue
         print(f"{done['name']}: {done['state']} {done['reason']}")
         for name, text in done["files"].items():
             path = folder / done["name"] / name

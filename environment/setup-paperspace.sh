@@ -33,4 +33,7 @@ python3 lab.py doctor > /dev/null || [ $? -ne 2 ]
 # Gradient's own Jupyter opens the notebooks; this kernel is the lab's Python, with the same settings.
 "$FINELAB_VENV/bin/python" -m ipykernel install --user --name finelab --display-name finelab \
   --env HF_HOME "$HF_HOME" > /dev/null
-exec python3 lab.py doctor
+code=0
+python3 lab.py doctor || code=$?
+echo "These places hold in a new terminal, and in this one after: source ~/.bashrc"
+exit $code

@@ -13,6 +13,7 @@ from finelab.errors import LabError
 from finelab.run import RUN_VARIABLE, Run
 
 READY = "Serving "  # what `serve` prints before its address
+NO_KEYS = {"FINELAB_API_KEYS": ""}  # an exported key is another server's; the notebook sends none
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def start_server(run: Run) -> LocalServer:
             encoding="utf-8",
             errors="replace",
             cwd=Path(__file__).parents[2],
-            env={**os.environ, RUN_VARIABLE: str(run.folder.absolute())},
+            env={**os.environ, **NO_KEYS, RUN_VARIABLE: str(run.folder.absolute())},
         )
     assert process.stdout is not None
     line = process.stdout.readline()  # ends with the process, should it fail

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
+from jinja2 import TemplateError
 
 import finelab
 from finelab.chat import requests as asked
@@ -18,6 +19,7 @@ from finelab.chat.prompt import render_prompt
 from finelab.chat.requests import ApiError
 from finelab.chat.responses import Chat, Choice, Text, TokenText
 from finelab.chat.work import EventStream, Work, unless_gone
+from finelab.data.conversation import Message
 
 FINGERPRINT = f"finelab-{finelab.__version__}"
 
@@ -82,6 +84,7 @@ class Routes:
         """An answer to a conversation."""
         body.check()
         model = self._known(body.model)
+        self._require_places(body, 1)
         prompt = await run_in_threadpool(self._chat_prompt, body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         shape = Chat(model, FINGERPRINT, self.words)
@@ -92,6 +95,7 @@ class Routes:
         """A text continued, without a template."""
         body.check()
         model = self._known(body.model)
+        self._require_places(body, len(body.prompts))
         prompts = await run_in_threadpool(lambda: [self._text_prompt(each) for each in body.prompts])
         shape = Text(model, FINGERPRINT, self.words, bool(body.echo))
         limit = body.max_tokens or 16  # OpenAI's default for this endpoint
@@ -130,8 +134,25 @@ class Routes:
             raise ApiError(404, "model_not_found", f"there is no model {name!a}; there are: {known}", param)
         return name
 
+    def _require_places(self, body: asked.Request, prompts: int) -> None:
+        """ApiError for more answers than the server ever takes: to come again later would not help."""
+        engine = self.served.engine
+        most, answers = engine.max_concurrency + engine.max_queue, prompts * (body.n or 1)
+        if answers > most:
+            message = f"the request asks for {answers} answers (prompts times n); at most {most} fit here"
+            raise ApiError(400, "invalid_value", message, "n" if prompts == 1 else "prompt")
+
     def _chat_prompt(self, body: asked.ChatRequest) -> list[int]:
-        return self._ids(render_prompt(self.served.tokenizer, body.turns, self.served.date_string), False)
+        return self._ids(self._rendered(body.turns), False)
+
+    def _rendered(self, turns: list[Message], add_generation_prompt: bool = True) -> str:
+        """The text of a conversation; ApiError when the template refuses it, as some do a system prompt."""
+        served = self.served
+        try:
+            return render_prompt(served.tokenizer, turns, served.date_string, add_generation_prompt)
+        except TemplateError as error:
+            message = f"the model's chat template refuses the messages: {error}"
+            raise ApiError(400, "invalid_value", message, "messages") from error
 
     def _tokenized(self, body: asked.TokenizeRequest) -> tuple[str, list[int]]:
         if (body.messages is None) == (body.prompt is None):
@@ -139,9 +160,7 @@ class Routes:
         if body.prompt is not None:
             return body.prompt, self._text_prompt(body.prompt)
         turns = [message.plain(place) for place, message in enumerate(body.messages or [])]
-        text = render_prompt(
-            self.served.tokenizer, turns, self.served.date_string, body.add_generation_prompt
-        )
+        text = self._rendered(turns, body.add_generation_prompt)
         return text, self._ids(text, False)
 
     def _text_prompt(self, prompt: str | list[int]) -> list[int]:

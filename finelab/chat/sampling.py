@@ -51,6 +51,8 @@ class Sampler:
         self.eos = sorted(eos)
         self.seen = torch.tensor([prompt], device=device)
         self.drawn: Counter[int] = Counter()
+        self.biased = torch.tensor(list(sampling.logit_bias), dtype=torch.long, device=device)
+        self.biases = torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float, device=device)
         self.warpers = _warpers(sampling)
         self.generator = torch.Generator(device)
         if sampling.seed is None:
@@ -85,8 +87,7 @@ class Sampler:
             ids = list(self.drawn)
             counts = scores.new_tensor([self.drawn[each] for each in ids])
             scores[ids] -= asked.presence_penalty + asked.frequency_penalty * counts
-        for id_, bias in asked.logit_bias.items():
-            scores[id_] += bias
+        scores[self.biased] += self.biases
         scores = scores.clamp(-LARGEST, LARGEST)  # an extreme penalty would make them infinite
         if asked.ignore_eos or self.drawn.total() < asked.min_tokens:
             scores[self.eos] = -float("inf")

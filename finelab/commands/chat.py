@@ -9,6 +9,7 @@ from contextlib import closing, redirect_stdout
 from typing import Any
 
 from finelab.commands.run import named_run
+from finelab.errors import LabError
 from finelab.run import default_recipe
 
 HELP = "/base and /tuned switch the model, /new forgets the conversation, /quit leaves."
@@ -41,7 +42,10 @@ def main(args: argparse.Namespace) -> int:
                 break
             print(talk.command(line))
         elif line:
-            talk.ask(line)
+            try:
+                talk.ask(line)
+            except LabError as error:  # too long, say: the conversation so far is not lost by it
+                print(f"{error} {HELP}", file=sys.stderr)
     return 0
 
 
@@ -60,7 +64,7 @@ class Talk:
         return "tuned" if self.tuned else "base"
 
     def ask(self, question: str) -> None:
-        """Print the answer while it comes; Ctrl-C keeps what has come so far."""
+        """Print the answer while it comes; Ctrl-C keeps what has come, LabError forgets the question."""
         self.messages.append({"role": "user", "content": question})
         answer = ""
         try:
@@ -71,6 +75,9 @@ class Talk:
             print()
         except KeyboardInterrupt:
             print(" [stopped]")
+        except LabError:
+            self.messages.pop()
+            raise
         self.messages.append({"role": "assistant", "content": answer.strip()})
 
     def command(self, line: str) -> str:

@@ -111,6 +111,10 @@ def load(args: argparse.Namespace) -> Served:
 
     from finelab.chat.source import of_folders, of_runs, serve, serving_dtype
 
+    if args.adapter and not args.model:
+        raise LabError("--adapter goes on a base: give its --model FOLDER, or a run with --run or --also.")
+    if args.model and (args.run or args.also):
+        raise LabError("--model is served instead of a run: leave out --run and --also, or --model.")
     if args.model:
         source = of_folders(args.model, map(_named_folder, args.adapter))
     else:

@@ -69,6 +69,7 @@ def test_a_repetition_penalty_counts_the_prompt_too():
 def test_a_bias_can_force_and_forbid_a_token():
     assert drawn(2, temperature=0, logit_bias={4: 100}) == [4, 4]
     assert drawn(2, temperature=0, logit_bias={0: -100}) == [1, 1]
+    assert drawn(2, temperature=0, logit_bias={0: -100, 1: -2.0, 3: 1.5}) == [3, 3]
 
 
 def test_no_end_before_min_tokens_and_none_at_all_with_ignore_eos():

@@ -52,6 +52,18 @@ def test_the_docs_load_nothing_and_run_nothing(served):
     assert not [sign for sign in ("//", "<script", "src=", "<link") if sign in response.text]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_a_conversation_that_the_template_refuses_is_the_clients_mistake(path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    app = build_app(Served(Engine(tiny.base_model(), tokenizer), {"base": {}}, 100, ""))
+    asked = {"model": "base", "messages": [{"role": "system", "content": "Be brief."}]}
+    response = TestClient(app, raise_server_exceptions=False).post(path, json=asked)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_value", "messages")
+    assert error["message"] == "the model's chat template refuses the messages: System role not supported"
+
+
 def test_what_a_route_says_of_itself_is_no_html(served):
     def compare():
         """Whether 1 < 2 & <b>so</b> on."""

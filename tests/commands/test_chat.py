@@ -1,21 +1,30 @@
-"""The terminal chat around a model: switching, forgetting, stopping; the model is a plain echo."""
+"""The terminal chat around a model: switching, forgetting, stopping; the model is a plain echo, or tiny."""
+
+import io
 
 import pytest
 
 from finelab import LabError
 from finelab.__main__ import main
+from finelab.chat import ChatModel
+from finelab.chat import model as loading
 from finelab.commands import run as command
 from finelab.commands.chat import Talk
+from finelab.recipe import Chat
+from tests import tiny
 
 
 class Echo:
     """Answers with how many messages it saw and which model was asked; can be stopped midway."""
 
-    def __init__(self, stops=False):
+    def __init__(self, stops=False, room=99):
         self.stops = stops
+        self.room = room
         self.closed = False
 
     def stream(self, messages, tuned=True):
+        if len(messages) > self.room:
+            raise LabError("the conversation is too long: begin a new one.")
         try:
             yield f"{'tuned' if tuned else 'base'} saw "
             if self.stops:
@@ -62,6 +71,45 @@ def test_a_stopped_answer_ends_the_generation_and_is_kept(capsys):
     assert model.closed
     assert capsys.readouterr().out == "tuned saw  [stopped]\n"
     assert talk.messages[-1] == {"role": "assistant", "content": "tuned saw"}
+
+
+@pytest.fixture
+def talked(run, monkeypatch, capsys):
+    """What `lab.py chat` prints with a model for these lines: (stdout, stderr)."""
+
+    def talk(model, *lines, options=()):
+        run.adapter.mkdir(exist_ok=True)
+        monkeypatch.setattr(command, "RUNS", run.folder.parent)
+        monkeypatch.setattr(loading, "load", lambda _: model)  # Unsloth's loading; what talks is real
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        assert main(["chat", "--run", "trial", *options]) == 0
+        return capsys.readouterr()
+
+    return talk
+
+
+def test_a_question_on_stdin_is_answered_by_the_model(talked):
+    tokenizer = tiny.tokenizer()
+    model = tiny.with_adapter(tiny.base_model(vocab_size=len(tokenizer)))
+    model = ChatModel(model, tokenizer, Chat(max_new_tokens=8, temperature=0, min_p=0.0), "")
+    expected = [model.answer([{"role": "user", "content": "Hello"}], tuned=each) for each in (True, False)]
+    assert len(set(expected)) == 2
+    for options, answer in zip(([], ["--base"]), expected, strict=True):
+        said, *printed = talked(model, "Hello", options=options).out.partition("\n")
+        assert said.startswith("Run trial. /base and /tuned switch the model")
+        assert "".join(printed).strip() == answer
+
+
+def test_a_conversation_that_grows_too_long_is_not_lost(talked):
+    """The question that was not answered is forgotten, and the program goes on."""
+    out, err = talked(Echo(room=1), "One", "Two", "/new", "Three")
+    assert out.splitlines()[1:] == ["tuned saw 1", "A new conversation.", "tuned saw 1", ""]
+    assert err.count("the conversation is too long: begin a new one. /base and /tuned") == 1
+
+    talk = Talk(Echo(room=0), system=None, tuned=True)
+    with pytest.raises(LabError):
+        talk.ask("Hello")
+    assert talk.messages == []
 
 
 def test_an_unknown_run_is_named(tmp_path, monkeypatch, capsys):

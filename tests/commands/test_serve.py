@@ -3,14 +3,17 @@
 import socket
 
 import pytest
+from fastapi.testclient import TestClient
 
 from finelab import LabError
 from finelab.__main__ import build_parser, main
 from finelab.chat import source
+from finelab.chat.server import build_app
 from finelab.commands import run as command
-from finelab.commands.serve import listening, read_keys
+from finelab.commands.serve import listening, load, read_keys
 from finelab.run import create_run
 from tests import tiny
+from tests.conformance.server import write_adapters, write_tiny_base
 
 
 def failure(capsys, *arguments):
@@ -82,6 +85,40 @@ def test_an_adapter_whose_name_is_taken_is_refused(tmp_path, capsys, names):
     said = failure(capsys, "--model", str(tmp_path), *adapters, "--port", "0")
     assert f"served as {names[-1]!r}, which" in said
     assert "choose another NAME in --adapter NAME=FOLDER" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model=m", "--run=mine"], "--model is served instead of a run: leave out --run and --also"),
+        (["--model=m", "--also=mine"], "--model is served instead of a run: leave out --run and --also"),
+        (["--adapter=a=folder"], "--adapter goes on a base: give its --model FOLDER"),
+    ],
+    ids=["run", "also", "adapter"],
+)
+def test_options_that_would_be_passed_over_are_refused(capsys, arguments, said):
+    assert said in failure(capsys, *arguments, "--port", "0")
+
+
+def test_two_runs_are_served_on_their_base(tmp_path, preset, monkeypatch):
+    monkeypatch.setattr(command, "RUNS", tmp_path)
+    write_tiny_base(tmp_path / "base")
+    write_adapters(tmp_path / "base", tmp_path)
+    for name, adapter in (("mine", "tuned"), ("hers", "other")):
+        create_run(tmp_path / name, preset)
+        (tmp_path / adapter).rename(tmp_path / name / "adapter")
+    arguments = ["serve", "--run=mine", "--also=hers", "--dtype=float32"]
+    asked = {"prompt": "the the", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    with TestClient(build_app(load(build_parser().parse_args(arguments)))) as client:
+        models = {each["id"]: each["finelab"] for each in client.get("/v1/models").json()["data"]}
+        answers = {
+            name: client.post("/v1/completions", json=asked | {"model": name}).json()["choices"][0]["text"]
+            for name in models
+        }
+    assert {name: told.get("run") for name, told in models.items()} == {
+        "base": None, "tuned": "mine", "hers": "hers",
+    }  # fmt: skip
+    assert len(set(answers.values())) == 3
 
 
 def test_an_origin_is_what_a_browser_sends_also_when_it_was_copied_with_its_slash():

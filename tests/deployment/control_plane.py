@@ -150,6 +150,7 @@ class Servicer(ModalClientBase):
         self.inputs, self.unanswered, self.attempts = defaultdict(list), defaultdict(dict), defaultdict(int)
         self.outputs, self.arrived = defaultdict(list), asyncio.Condition()
         self.containers, self.logs, self.app_done = [], asyncio.Queue(), False
+        self.contained = set()  # the functions that have a container
         self.deployed, self.fronts, self.ports = {}, [], {}
 
     def new_id(self, prefix):
@@ -318,13 +319,13 @@ class Servicer(ModalClientBase):
         return api_pb2.FunctionPutInputsResponse(inputs=items)
 
     def take_in(self, function_id, call_id, inputs):
-        """Queue a call's inputs and start a container for them."""
+        """Queue a call's inputs and start a container for them, unless the function has one."""
         items = []
         for item in inputs:
             input_id = self.new_id("in")
             self.inputs[function_id].append((call_id, item.idx, input_id, item.input))
             items.append(api_pb2.FunctionPutInputsResponseItem(idx=item.idx, input_id=input_id))
-        if items:
+        if items and function_id not in self.contained:
             self.start_container(function_id)
         return items
 
@@ -431,6 +432,7 @@ class Servicer(ModalClientBase):
             environment["STAND_IN_PORT"] = str(self.ports[function_id])
         for secret_id in function.secret_ids:
             environment |= self.objects[secret_id]
+        self.contained.add(function_id)
         task = asyncio.create_task(self.run_container(function_id, environment, root))
         self.containers.append(task)
 
@@ -460,12 +462,13 @@ class Servicer(ModalClientBase):
 
     async def after_container(self, function_id):
         """Give what it has not answered to another container, or say that there is no answer."""
+        self.contained.discard(function_id)
         left = [*self.unanswered.pop(function_id, {}).values(), *self.inputs.pop(function_id, [])]
         again = [each for each in left if self.attempts[each[2]] <= self.retries(function_id)]
         if again and not self.app_done:
             self.inputs[function_id] = again
             self.start_container(function_id)
-            return
+            left = [each for each in left if each not in again]
         for call_id, idx, input_id, _ in left:
             failed = api_pb2.GenericResult.GENERIC_STATUS_FAILURE
             result = api_pb2.GenericResult(status=failed, exception="the container ended")

@@ -27,9 +27,8 @@ def one(trial, runs):
         write_json(folder / "failed.json", {"reason": "it fell over"})
         return outcome(trial, runs)
     nats = 20 + trial.seed + len(trial.assignments) * 1.5 + 0.1 * len(trial.setting) * trial.seed
-    write_json(
-        folder / "heldout_losses.json", {"a": {"tokens": 10, "bytes": 40, "base": 30.0, "tuned": nats}}
-    )
+    row = {"heldout": "row", "question": "q", "tokens": 10, "bytes": 40, "base": 30.0, "tuned": nats}
+    write_json(folder / "heldout_losses.json", {"a": row})
     numbers = {"tokens_trained": 1000, "seconds": 5.0, "peak_memory_bytes": 1e9}
     write_json(folder / "evidence.json", {"training": numbers})
     write_text(folder / "notebooks" / "03_train.ipynb", "{}")
@@ -106,21 +105,54 @@ def test_the_task_asks_for_what_it_needs(task):
     assert run_command.folder_of(envs["RUN"]).name == envs["RUN"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the task runs in a Linux shell")
-@pytest.mark.parametrize(("gpus", "trains"), [("1", "lab.py"), ("4", "torchrun")])
-def test_the_tasks_commands_are_those_of_the_lab(task, tmp_path, gpus, trains):
-    """Run in a shell with stand-ins that write down how they are called."""
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    for path in (tmp_path / "python3", tmp_path / ".venv" / "bin" / "torchrun"):
-        path.write_text(f'#!/bin/sh\necho "{path.name} $FINELAB_RUNS $*" >> {tmp_path}/called\n', "utf-8")
+@pytest.fixture
+def shell(task, tmp_path):
+    """Runs a part of the task among stand-ins that note how they are called: (exit code, calls)."""
+    if sys.platform == "win32":
+        pytest.skip("the task runs in a Linux shell")
+    note = 'echo "${0##*/} $FINELAB_RUNS $*" >> "$HOME/called"\n'
+    found = f'{note}[ "$2" = find ] && echo "$HOME/python3.12" || true\n'
+    (tmp_path / "called").touch()
+    for name, does in (
+        (".venv/bin/torchrun", note),
+        (".local/bin/uv", found),
+        ("python3.12", note),
+        ("python3", f"{note}exit $CODE\n"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{does}", "utf-8")
         path.chmod(0o755)
-    environment = task["envs"] | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    environment |= {"SKYPILOT_NUM_GPUS_PER_NODE": gpus}
-    subprocess.run(["bash", "-euc", task["run"]], cwd=tmp_path, env=environment, check=True)
-    lines = (tmp_path / "called").read_text("utf-8").splitlines()
-    made = "python3 /runs lab.py run --run mine --recipe llama-3.2-1b --set data.limit=100000 --stages data"
-    if trains == "lab.py":
-        assert lines == [f"{made},train"]
-    else:
-        assert lines == [made, "torchrun /runs --standalone --nproc_per_node 4 -m finelab.train mine"]
+
+    def run(part, gpus="1", code=0):
+        environment = task["envs"] | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+        environment |= {"SKYPILOT_NUM_GPUS_PER_NODE": gpus, "CODE": str(code)}
+        done = subprocess.run(["bash", "-c", task[part]], cwd=tmp_path, env=environment, check=False)
+        return done.returncode, (tmp_path / "called").read_text("utf-8").splitlines()
+
+    return run
+
+
+ROWS = "python3 /runs lab.py run --run mine --recipe llama-3.2-1b --set data.limit=100000 --stages data"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "calls"),
+    [
+        ("1", [f"{ROWS},train"]),
+        ("4", [ROWS, "torchrun /runs --standalone --nproc_per_node 4 -m finelab.train mine"]),
+    ],
+)
+def test_the_tasks_commands_are_those_of_the_lab(task, shell, gpus, calls):
+    assert shell("run", gpus) == (0, calls)
     assert json.dumps(task)  # nothing in it that YAML has made a date or the like of
+
+
+def test_rows_that_failed_are_not_trained_on(shell):
+    assert shell("run", gpus="4", code=2) == (2, [ROWS])
+
+
+def test_the_set_up_brings_its_own_python(shell):
+    """The images' python3 may be one that the lab does not run on."""
+    code, calls = shell("setup", code=2)
+    assert (code, calls[0], calls[-1]) == (0, "uv  python install 3.12", "python3.12  lab.py doctor")

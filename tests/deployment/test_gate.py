@@ -131,9 +131,10 @@ def test_keys_are_compared_in_constant_time(script, monkeypatch):
 def test_a_page_on_the_list_may_call_and_read_refusals(serve, path):
     url = serve(FINELAB_ALLOWED_ORIGINS=f"https://other.example, {PAGE}/")
     asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
-    asked["Access-Control-Request-Headers"] = "authorization,content-type"
+    asked["Access-Control-Request-Headers"] = "authorization,content-type,x-stainless-arch"  # openai's client
     preflight = httpx.options(url + path, headers=asked)
     assert preflight.status_code == 200
+    assert preflight.headers["Access-Control-Allow-Headers"] == asked["Access-Control-Request-Headers"]
     assert preflight.headers["Access-Control-Allow-Origin"] == PAGE
     answer = httpx.post(url + path, json=CHAT, headers={"Origin": PAGE})
     assert answer.status_code in (401, 404, 405)

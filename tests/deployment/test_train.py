@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from finelab import LabError
 from finelab.improve import Sweep, create_sweep, report
 from finelab.recipe import load_preset, override
 from finelab.run import create_run
@@ -50,7 +51,8 @@ def test_a_run_whose_container_is_taken_back_goes_on_in_another(modal):
     assert process.returncode == 0, output
 
     assert "Forecast: 0.00 h of training on 1 x L4, $0.00." in output
-    assert "At most $1.00 are spent, at $0.80 an hour" in output
+    assert "At most $1.00 are spent on GPUs, at $0.80 an hour" in output
+    assert "CPU and memory come on top." in output
     assert "Sitting 1: finished." in output and "Actual: 0.0" in output
     assert "modal volume get finelab-runs mine runs/" in output
     evidence = json.loads((run / "evidence.json").read_text("utf-8"))
@@ -61,6 +63,7 @@ def test_a_run_whose_container_is_taken_back_goes_on_in_another(modal):
 
     asked = modal.functions["train"]
     assert (asked.resources.gpu_config.gpu_type, asked.resources.gpu_config.count) == ("L4", 1)
+    assert (asked.resources.milli_cpu, asked.resources.memory_mb) == (2000, 8192)
     assert asked.timeout_secs == 6.25 * 3600 and asked.retry_policy.retries == 8
     assert [mount.mount_path for mount in asked.volume_mounts] == [str(run.parent)]
     assert modal.committed.count("vo-finelab-runs") >= 2
@@ -92,6 +95,37 @@ def test_a_sweep_is_tried_in_containers_and_its_table_is_here(modal, tmp_path):
     assert asked.timeout_secs == round(1 / 0.5904 * 3600)
 
 
+@on_linux
+def test_a_trial_whose_container_dies_takes_no_other_with_it(modal, tmp_path):
+    """All but the last have ended before; the last is killed as soon as it begins."""
+    folder = tmp_path / "sizes"
+    sweep = create_sweep(folder, Sweep("smollm2-135m", 1000, (1, 2), {"default": {}, "small": {"lora.r": 8}}))
+    there = modal.volume("finelab-runs") / "sweeps" / "sizes"
+    *ended, last = sweep.trials()
+    for trial in ended:
+        leave(there / trial.name / trial.name, trial)
+    process = modal.start("run", SCRIPT, "--sweep", folder, "--gpu", "t4", "--spend", "6")
+    while process.poll() is None and not (there / last.name).exists():
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+    os.killpg(modal.processes["try_one"][-1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert output.count("A trial ended without a result: ") == 1
+    found = report(folder)["settings"]
+    assert list(found["default"]["losses"]) == ["1", "2"] and list(found["small"]["losses"]) == ["1"]
+    assert found["small"]["unfinished"] == {"2": "waiting"}
+
+
+def test_a_sweep_that_cannot_pay_for_its_trials_rents_nothing(script, tmp_path):
+    create_sweep(tmp_path, Sweep("smollm2-135m", 1000, (1, 2), {"default": {}, "small": {"lora.r": 8}}))
+    with pytest.raises(
+        LabError, match=r"--spend 0\.05: 4 trials on one L4 each would have 0\.9 minutes;"
+    ) as said:
+        script("modal_train").sweep_on_modal(tmp_path, "l4", 0.05)
+    assert str(said.value).endswith("spend 0.54.")
+
+
 def leave(run, trial):
     """What a trial that has ended leaves."""
     (run / "notebooks").mkdir(parents=True)
@@ -100,8 +134,8 @@ def leave(run, trial):
         return
     (run / "notebooks" / "03_train.ipynb").write_text("{}", encoding="utf-8")
     nats = 20 + trial.seed + 2 * (trial.setting == "good")
-    losses = {"a": {"tokens": 10, "bytes": 40, "base": 30.0, "tuned": nats}}
-    (run / "heldout_losses.json").write_text(json.dumps(losses), encoding="utf-8")
+    row = {"heldout": "row", "question": "q", "tokens": 10, "bytes": 40, "base": 30.0, "tuned": nats}
+    (run / "heldout_losses.json").write_text(json.dumps({"a": row}), encoding="utf-8")
     training = {"tokens_trained": 1000, "seconds": 5.0, "peak_memory_bytes": 1e9}
     (run / "evidence.json").write_text(json.dumps({"training": training}), encoding="utf-8")
 

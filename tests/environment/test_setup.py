@@ -87,6 +87,7 @@ def test_with_room_everything_goes_where_it_stays(machine):
         f"lab.py doctor {venv} /storage/huggingface",
     ]
     assert done.stdout.count("all is well") == 1, "the doctor is heard once, at the end"
+    assert done.stdout.splitlines()[-1].endswith("in this one after: source ~/.bashrc")
     assert machine.in_a_new_terminal("HF_HOME") == "/storage/huggingface"
 
 
