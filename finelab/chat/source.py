@@ -14,6 +14,7 @@ from finelab.chat.routes import Served
 from finelab.data import conversation, load_split
 from finelab.errors import LabError
 from finelab.machine import Profile
+from finelab.publish.merge import ADAPTER
 from finelab.recipe import Recipe
 from finelab.run import Run
 
@@ -89,7 +90,8 @@ def serve(
 def load_model(base: str, adapters: Mapping[str, Path], dtype: Any, device: str) -> tuple[Any, Any]:
     """The base model with its adapters under their `peft_names`, and the tokenizer.
 
-    LabError when an adapter belongs to another base, or the model is of a kind that is not served here.
+    Weights are read from safetensors only. LabError where there are none, when an adapter belongs to another
+    base, or the model is of a kind that is not served here.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -99,10 +101,17 @@ def load_model(base: str, adapters: Mapping[str, Path], dtype: Any, device: str)
             raise LabError(
                 f"the adapter {name!r} was trained on {theirs}, not on {base}; serve it by itself."
             )
+        if not (folder / ADAPTER).exists():
+            raise LabError(f"the adapter {name!r} has no {ADAPTER} in {folder}; other formats are not read.")
     kinds = set(getattr(read_config(base), "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         raise LabError(f"{base} has layers of kind {sorted(kinds)[0]}, which are not served here; use vLLM.")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map=device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, device_map=device, use_safetensors=True
+        )
+    except OSError as error:
+        raise LabError(f"{base} has no whole safetensors weights ({error}); get the model again.") from error
     for name, folder in zip(peft_names(adapters).values(), adapters.values(), strict=True):
         if isinstance(model, PeftModel):
             model.load_adapter(folder, adapter_name=name, autocast_adapter_dtype=False)

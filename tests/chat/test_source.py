@@ -1,10 +1,14 @@
 """Several adapters on one base: each is asked for by the name it was given, whatever that is."""
 
+import shutil
+
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from peft import PeftConfig
+from safetensors.torch import load_file
 
-from finelab import machine
+from finelab import LabError, machine
 from finelab.chat import source
 from finelab.chat.server import build_app
 from finelab.machine import Hardware
@@ -38,6 +42,21 @@ def test_what_a_float16_file_holds_is_not_rounded_away(tmp_path, files, hardware
     machine_of = Hardware(name="a machine", system="Linux", cores=2, memory_bytes=2**34, **hardware)
     profile = machine.decide(machine_of, load_preset("smollm2-135m"))
     assert source.serving_dtype(str(tmp_path), profile) == served
+
+
+@pytest.mark.parametrize("kind", ["base", "tuned"])
+def test_weights_in_another_form_than_safetensors_are_not_read(folders, tmp_path, kind):
+    base, tuned, _ = (shutil.copytree(folder, tmp_path / folder.name) for folder in folders)
+    (path,) = (tmp_path / kind).glob("*model.safetensors")
+    torch.save(load_file(path), path.with_name({"base": "pytorch", "tuned": "adapter"}[kind] + "_model.bin"))
+    path.unlink()
+    if kind == "tuned":
+        config = PeftConfig.from_pretrained(tuned)
+        config.base_model_name_or_path = str(base)
+        config.save_pretrained(tuned)
+    adapters = [("tuned", tuned)] if kind == "tuned" else []
+    with pytest.raises(LabError, match="safetensors"):
+        source.serve(source.of_folders(str(base), adapters), torch.float32, "cpu", 2, 2, None)
 
 
 def answers(folders, *names):
