@@ -29,7 +29,7 @@ VLLM = {
     "test_the_openapi_document_lists_the_routes": OPEN,
     "test_a_response_has_an_id_of_its_own": "vLLM needs --enable-request-id-headers",
     "test_a_stream_ends_with_an_empty_delta": "vLLM's last content may carry the reason",
-    "test_voice_is_not_installed": CODES,
+    "test_voice_is_there_where_its_packages_are": CODES,
     "test_a_client_that_leaves_frees_the_engine": METRICS,
     "test_a_client_that_leaves_in_mid_stream_frees_the_engine": METRICS,
     "test_a_client_that_gives_up_frees_the_engine": METRICS,

@@ -69,7 +69,7 @@ class Load:
         before = process.memory_info().rss
         for thread in threads:
             thread.join()
-        wait_for(lambda: load_of(self.address) == (0, 0), 2)
+        wait_for(lambda: load_of(self.address) == (0, 0))
         return before, process.memory_info().rss
 
     def _client(self, number):

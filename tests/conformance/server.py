@@ -144,15 +144,21 @@ def metric(address, name):
     return float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1])
 
 
+def generated(address):
+    """The tokens of all answers that have ended, those whose client went included."""
+    with address.http() as http:
+        text = http.get("/metrics").raise_for_status().text
+    return sum(map(float, re.findall(r"^finelab_generated_tokens_total\S* (\S+)$", text, re.MULTILINE)))
+
+
 def load_of(address):
     """How many answers are (running, waiting)."""
     return int(metric(address, "finelab_running")), int(metric(address, "finelab_waiting"))
 
 
 def wait_for(condition, seconds=30.0):
-    """Ask until it is true, at most so long; gives the seconds it took."""
+    """Ask until it is true; what is not true after so long never will be."""
     started = time.monotonic()
     while not condition():
         assert time.monotonic() < started + seconds, f"not true after {seconds} s"
         time.sleep(0.005)
-    return time.monotonic() - started

@@ -72,8 +72,10 @@ def test_a_sharp_cut_is_greedy(answer, greedy, cut):
 
 @pytest.mark.parametrize("off", [{"top_k": -1}, {"top_k": 0}, {"min_p": 0}], ids=str)
 def test_a_cut_can_be_off(answer, off):
-    asked = {"temperature": 1.5, "seed": 3}
-    assert answer(extra_body={"min_p": 0} | off, **asked) == answer(extra_body={"min_p": 0}, **asked)
+    """As one that cuts nothing, and unlike the recipe's."""
+    asked = {"temperature": 1.5, "seed": 3, "max_tokens": 10}
+    wide = {"min_p": 1e-12, "top_k": 10**6}
+    assert answer(extra_body=wide | off, **asked) == answer(extra_body=wide, **asked) != answer(**asked)
 
 
 def test_a_cut_keeps_the_likely(chat):
@@ -96,9 +98,9 @@ def test_a_bias_forbids_a_token(complete, http, base):
     assert complete(max_tokens=1, logit_bias={str(id_): -100}).choices[0].text != first
 
 
-def distinct(complete, **options):
-    """How many different tokens go on with a text that repeats itself."""
-    return len(set(complete(LOOP, max_tokens=12, logprobs=0, **options).choices[0].logprobs.tokens))
+def distinct(complete, text, **options):
+    """How many different tokens go on with a text."""
+    return len(set(complete(text, max_tokens=12, logprobs=0, **options).choices[0].logprobs.tokens))
 
 
 @pytest.mark.parametrize(
@@ -107,11 +109,12 @@ def distinct(complete, **options):
     ids=lambda each: next(iter(each.get("extra_body", each))),
 )
 def test_a_penalty_breaks_a_loop(complete, penalty):
-    assert distinct(complete, **penalty) > distinct(complete)
+    assert distinct(complete, LOOP, **penalty) > distinct(complete, LOOP)
 
 
-def test_a_negative_penalty_keeps_the_loop(complete):
-    assert distinct(complete, frequency_penalty=-2.0) <= distinct(complete)
+def test_a_negative_penalty_makes_a_loop(complete):
+    varied = "One, two, three, four,"
+    assert distinct(complete, varied, frequency_penalty=-2.0) < distinct(complete, varied)
 
 
 def test_penalties_of_nothing_change_nothing(answer, greedy):

@@ -26,7 +26,7 @@ ASKED = [
     # A schema cannot say which tokens there are, how long the context is, or that tools are not offered.
     "--exclude-checks=positive_data_acceptance",
     "--no-color",
-    "--request-timeout=90",  # 4,096 characters are spoken, on a busy machine
+    "--request-timeout=90",  # 200 characters are spoken, on a busy machine
     "--max-response-time=90",
 ]
 

@@ -96,6 +96,62 @@ def test_what_the_merge_costs_is_that_of_its_result_file():
         assert said in README, said
 
 
+def seconds(found, kind):
+    return [found["seconds"][f"{kind}, {processes}"] for processes in (1, 2)]
+
+
+def gigabytes(found, *names):
+    return [f"{found['runs'][name]['peak_memory_bytes'] / 1e9:.1f}" for name in names]
+
+
+def data(found, ratios):
+    one, two = seconds(found, "ours")
+    yield f"takes {one:.1f} s for {found['rows']:,} real conversations in one process and {two:.1f} s in two"
+    faster = [ratios[f"TRL, {processes}"] for processes in ("1 process", "2 processes")]
+    yield "{:.1f} and {:.1f} times as fast as TRL's own".format(*faster)
+
+
+def shards(found, ratios):
+    million = found["sizes"]["1000000"]
+    yield f"a million conversations took {million['peak_memory_bytes'] / 1e9:.2f} GB at most"
+
+
+def train(found, ratios):
+    ours = found["runs"]["ours"]
+    yield f"{ours['trained_tokens_per_s']:.0f} trained tokens a second: {ratios['trl']:.1f} times"
+    yield f"{ratios['unsloth']:.1f} times as many as Unsloth's CPU backend"
+    yield "takes {} GB where they take {} and {}".format(*gigabytes(found, "ours", "trl", "unsloth"))
+    off = found["largest_loss_difference_from_float32_over_the_first_8_steps"]
+    yield f"within {off['ours']} nats of float32's, theirs within {off['trl']} and {off['unsloth']} "
+
+
+def train_float32(found, ratios):
+    ours = found["runs"]["ours"]
+    yield f"{ours['trained_tokens_per_s']:.0f} trained tokens a second there: {ratios['trl']:.1f}"
+    assert f"{ratios['unsloth']:.1f}" == f"{ratios['litgpt']:.1f}"
+    yield f"{ratios['unsloth']:.1f} times as many as Unsloth and as LitGPT"
+    sizes = gigabytes(found, "ours", "trl", "unsloth", "litgpt")
+    yield "in {} GB where they take {}, {} and {}".format(*sizes)
+    used = {name: int(100 * share + 0.5) for name, share in found["limit_share"].items()}
+    yield "ours used {ours} %, LitGPT {litgpt} %, Unsloth {unsloth} % and TRL {trl} %".format(**used)
+    yield f"{found['limit_share']['ours'] / found['limit_share']['trl']:.1f} times TRL"
+
+
+def calibration(found, ratios):
+    tries = found["simulations"]
+    yield f"{tries - found['false_alarms']['resampled']} of {tries} tries"
+
+
+@pytest.mark.parametrize(
+    "sentences", [data, shards, train, train_float32, calibration], ids=lambda each: each.__name__
+)
+def test_what_a_benchmark_measured_is_what_the_readme_says(sentences):
+    result = json.loads(RESULT.with_name(f"{sentences.__name__}.json").read_text(encoding="utf-8"))
+    readme = " ".join(README.split())
+    for said in sentences(result["details"], result["ratios"]):
+        assert said in readme, said
+
+
 def test_the_tables_of_models_and_times_are_those_of_their_sources():
     report = runpy.run_path(str(ROOT / "benchmarks" / "report.py"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,22 +1,20 @@
 """The main job for real: the notebooks as committed, the embedded model, a small slice of its data."""
 
+import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
-from finelab.files import sha256
+from finelab import recipe
+from finelab.files import sha256, write_json
+from finelab.run import create_run
 from finelab.train.certificate import compare
+from finelab.train.tuner import setting_of
+from tests.notebooks.lab import Lab
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 ROWS_PER_STEP = 4
 SLICE = [
     "data.limit=80",
@@ -25,48 +23,12 @@ SLICE = [
     "training.save_steps=2",
     "training.learning_rate=1e-3",
     "training.warmup_steps=0",
-    "training.tune=false",  # two runs that are compared bit for bit must have the same batches
+    "training.eval_steps=2",
+    "training.early_stopping_patience=3",
+    "data.validation_share=0.1",
     "chat.max_new_tokens=16",
 ]
 STAGES = ["01_data", "02_adapter", "03_train", "04_publish", "05_chat", "06_evaluate"]
-
-
-class Lab:
-    """Calls `python -m finelab run`, as lab.py does, with the runs in a folder of the test."""
-
-    def __init__(self, runs):
-        self.runs = runs
-        self.environment = {
-            **os.environ,
-            "FINELAB_RUNS": str(runs),
-            "HF_TOKEN": "",
-            "HF_TOKEN_PATH": str(runs / "no-login"),
-        }
-
-    def start(self, *options):
-        return subprocess.Popen(
-            [sys.executable, "-m", "finelab", "run", *options],
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, *options):
-        process = self.start(*options)
-        output, _ = process.communicate()
-        return process.returncode, output
-
-    def kill_when(self, path, *options):
-        """Start a run and kill -9 it, with its kernel, as soon as `path` is there."""
-        process = self.start(*options)
-        while not path.exists():
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def small(name, *more):
@@ -83,9 +45,19 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(lab):
-    """An uninterrupted run: its folder, exit code and output."""
+    """An uninterrupted run, tuned before: its folder, exit code and output."""
+    run = create_run(lab.runs / "whole", recipe.override(recipe.load_preset("smollm2-135m"), SLICE))
+    batches = {"per_device_train_batch_size": ROWS_PER_STEP, "gradient_accumulation_steps": 1}
+    tuned = dataclasses.asdict(setting_of(run.recipe, run.profile())) | batches
+    run.record("tuning", tuned | {"trials": []})
     code, output = lab.run(*small("whole"))
-    return lab.runs / "whole", code, output
+    return run.folder, code, output
+
+
+def state(folder):
+    """What the trainer kept of itself at the last step."""
+    path = folder / "checkpoints" / "checkpoint-6" / "trainer_state.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_it_ends_with_a_table_and_exit_code_0(whole):
@@ -116,7 +88,7 @@ def test_the_evidence_has_the_promised_keys(whole):
         *("source", "revision", "rows_in", "rows_kept", "dropped", "repaired", "train_rows"),
         *("heldout_rows", "tokens_total", "tokens_trained", "truncated_share", "padding_share", "sha256"),
     }
-    assert data["rows_kept"] == data["train_rows"] + data["heldout_rows"] == 80
+    assert data["rows_kept"] == 80
     assert evidence["adapter"]["trainable_parameters"] == 4_884_480
     training = evidence["training"]
     assert (training["steps"], training["resumes"]) == (6, [])
@@ -135,22 +107,29 @@ def test_the_evidence_has_the_promised_keys(whole):
     assert evidence["publish"]["files_verified"] >= 6
 
 
-def test_the_held_out_loss_on_the_way_and_the_tuned_batches_reach_the_trainer(lab):
-    """What the small runs leave out: measured batches, intervals, early stopping, the best adapter kept."""
-    changes = ["training.tune=true", "training.eval_steps=2", "training.early_stopping_patience=1"]
-    changes.append("data.validation_share=0.1")
-    code, output = lab.run(*small("watched", *changes), "--stages", "data,train")
-    assert code == 0, output
-    notebook = lab.runs / "watched" / "notebooks" / "03_train.ipynb"
-    evidence = json.loads((lab.runs / "watched" / "evidence.json").read_text(encoding="utf-8"))
-    assert [trial["verdict"] for trial in evidence["tuning"]["trials"]].count("chosen") == 1
-    assert evidence["training"]["best_validation_loss"] < 5
-    assert evidence["training"]["best_step"] in (2, 4, 6)
+def test_the_tuned_batches_reach_the_trainer(whole):
+    """Those of an earlier tuning: the recipe's are half as large, and twice as many a step."""
+    folder, _, _ = whole
+    assert state(folder)["train_batch_size"] == ROWS_PER_STEP
+
+
+def test_the_adapter_is_the_best_on_the_validation_rows(whole):
+    folder, _, _ = whole
+    evidence = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+    losses = {
+        entry["eval_loss"]: entry["step"] for entry in state(folder)["log_history"] if "eval_loss" in entry
+    }
+    assert sorted(losses.values()) == [0, 2, 4, 6]
+    training = evidence["training"]
+    assert (training["best_validation_loss"], training["best_step"]) == min(losses.items())
+    best = folder / "checkpoints" / f"checkpoint-{training['best_step']}"
+    names = [each / "adapter_model.safetensors" for each in (folder / "adapter", best)]
+    assert sha256(names[0]) == sha256(names[1])
     sides = ("train_rows", "heldout_rows", "validation_rows")
     assert sum(evidence["data"][side] for side in sides) == 80
     assert evidence["data"]["validation_rows"] > 0
     assert evidence["evaluation"]["rows"] < evidence["data"]["heldout_rows"]  # the rest are the families
-    assert "validation " in notebook.read_text(encoding="utf-8")
+    assert "validation " in (folder / "notebooks" / "03_train.ipynb").read_text(encoding="utf-8")
 
 
 def test_the_counted_tokens_are_the_tokens_that_were_trained_on(whole):
@@ -200,8 +179,19 @@ def test_another_recipe_for_the_same_run_is_refused(lab, whole):
     assert "lora.r: 16 -> 8" in output
 
 
+def with_data_of(folder, killed):
+    """A run that has been through the first notebook, as the run in `folder` has."""
+    shutil.copytree(folder / "data", killed / "data")
+    (killed / "notebooks").mkdir()
+    for name in ("recipe.toml", "notebooks/01_data.ipynb"):
+        shutil.copy(folder / name, killed / name)
+    evidence = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+    write_json(killed / "evidence.json", {name: evidence[name] for name in ("data", "tuning")})
+
+
 def test_killed_in_training_it_goes_on_and_ends_the_same(lab, whole):
     folder, _, _ = whole
+    with_data_of(folder, lab.runs / "killed")
     sealed = lab.runs / "killed" / "checkpoints" / "checkpoint-2" / "finelab-manifest.json"
     until = ["--stages", "data,train"]  # what comes later starts from the adapter, whose bytes are compared
     lab.kill_when(sealed, *small("killed"), *until)
@@ -240,62 +230,3 @@ def test_a_finished_run_is_not_trained_one_step_further(lab, whole):
     after = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
     assert after["evaluation"] == evaluation
     assert after["training"]["steps"] == 6
-
-
-SHAREGPT = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("columns.jsonl", '{"text": "hello"}\n' * 20, "no conversation column"),
-        ("few.jsonl", json.dumps(SHAREGPT) + "\n", "both are needed"),
-    ],
-)
-def test_bad_data_is_one_sentence(lab, tmp_path, name, content, said):
-    path = tmp_path / name
-    path.write_text(content, encoding="utf-8")
-    options = ["--run", name.partition(".")[0], "--data", str(path)]
-    code, output = lab.run(*options)
-    assert code == 2, output
-    assert said in output
-    assert "Traceback" not in output
-    assert (lab.runs / name.partition(".")[0] / "recipe.toml").exists()
-
-
-def test_a_users_file_is_read_as_far_as_it_is_whole(lab, tmp_path):
-    rows = [
-        {
-            "conversations": [
-                {"from": "human", "value": f"question {number}"},
-                {"from": "gpt", "value": f"answer {number}"},
-            ]
-        }
-        for number in range(40)
-    ]
-    text = json.dumps(rows)
-    path = tmp_path / "mine.json"
-    path.write_text(text[:-30], encoding="utf-8")
-    notebook = lab.runs / "mine" / "notebooks" / "01_data.ipynb"
-    lab.kill_when(notebook, "--run", "mine", "--data", str(path), "--set", "data.limit=20")
-    data = json.loads((lab.runs / "mine" / "evidence.json").read_text(encoding="utf-8"))["data"]
-    assert (data["rows_in"], data["rows_kept"]) == (39, 20)
-    assert "in row 40" in data["broken"][0]
-    assert "in row 40" in notebook.read_text(encoding="utf-8")
-
-
-def test_a_full_disk_is_one_sentence_and_the_run_stays_usable(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("needs the right to mount a small disk (root)")
-    try:
-        code, output = Lab(disk).run("--run", "full")
-        assert code == 2
-        assert "not enough disk" in output
-        assert "Traceback" not in output
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)

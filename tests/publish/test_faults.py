@@ -93,15 +93,16 @@ def test_a_push_ends_well_or_in_one_sentence(server, run, monkeypatch, name, xet
     point_client_at(server, monkeypatch, xet)
     plan, sentence = FAULTS[name]
     token = server.token("alice")
-    faulty = plan(server, monkeypatch) or token
-    if sentence is None:
-        push(run, faulty)
-    else:
-        with pytest.raises(LabError, match=sentence) as error:
+    with monkeypatch.context() as meanwhile:
+        faulty = plan(server, meanwhile) or token
+        if sentence is None:
             push(run, faulty)
-        assert "\n" not in str(error.value)
-        assert faulty not in str(error.value)
-        assert "publish" not in run.evidence()
+        else:
+            with pytest.raises(LabError, match=sentence) as error:
+                push(run, faulty)
+            assert "\n" not in str(error.value)
+            assert faulty not in str(error.value)
+            assert "publish" not in run.evidence()
     assert all(fault.seen for fault in server.faults)
     if name in NEEDS_A_PERSON:
         assert server.count("*", "*/preupload/*") == server.count("*", "*/commit/*") == 0

@@ -19,7 +19,7 @@ from finelab.train import distributed
 from finelab.train.certificate import compare, document, documents
 from finelab.train.distributed import Order, change_of_size, interleaved, launch_fault, share_of
 from finelab.train.tuner import Tuned
-from tests.train.launches import ADAPTER, ROOT, SETTINGS, TWENTY, drive, environment, prepared, tiny_model
+from tests.train.launches import ADAPTER, ROOT, TWENTY, drive, environment, prepared, tiny_model
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child for each rank")
 BY_TORCHRUN = {"RANK": "0", "MASTER_PORT": "29500", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}
@@ -209,14 +209,13 @@ def assert_one_and_two_agree(one, two, steps):
 @pytest.mark.parametrize(("name", "steps"), [("hand", 20), ("grouped", 7), ("packed", 4)])
 def test_two_processes_train_what_one_does(folder, trainings, name, steps):
     """Twenty steps by hand; autograd with rows grouped by length; packed rows. All end an epoch unevenly."""
-    assert name in SETTINGS
     assert_one_and_two_agree(trainings[f"{name}-1"], trainings[f"{name}-2"], steps)
     assert difference(folder / f"{name}-1", folder / f"{name}-2") < 1e-5
 
 
 @pytest.mark.slow
 @forks
-def test_one_writes_and_each_has_its_log(folder):
+def test_one_writes_and_each_has_its_log(folder, trainings):
     run = folder / "hand-2"
     first, second = logs(run)
     assert "processes: 2, gloo, DDP" in first
@@ -292,7 +291,7 @@ def test_a_mistake_of_one_rank_is_said_once_and_ends_all(folder, trainings):
 @forks
 def test_the_embedded_model_in_two_processes(tmp_path, embedded_folder):
     found = drive("embedded", tmp_path)
-    assert_one_and_two_agree(found["1"], found["2"], 20)
+    assert_one_and_two_agree(found["1"], found["2"], 5)
     assert difference(tmp_path / "1", tmp_path / "2") < 1e-5
 
 

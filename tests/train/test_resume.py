@@ -7,10 +7,10 @@ each sitting.
 import json
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def test_with_rows_grouped_by_length_in_a_later_epoch(run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child for each sitting")
 def test_after_kill_9_at_random_moments(tmp_path):
-    """One run killed 30 times, while it steps and while it writes checkpoints."""
+    """One run killed 30 times, in turn at any moment of a step and as soon as a checkpoint appears."""
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)],
@@ -136,8 +136,8 @@ def child(log, run, callbacks=()):
         os._exit(1)
 
 
-def killed(log, run, delay_s):
-    """Whether a sitting was killed, `delay_s` after its training began, before it ended by itself."""
+def killed(log, run, moment):
+    """Whether a sitting was killed, at a `moment` after its training began, before it ended by itself."""
     from transformers import TrainerCallback
 
     began, begins = os.pipe()
@@ -149,10 +149,17 @@ def killed(log, run, delay_s):
     number = child(log, run, [Begins()])
     os.close(begins)
     os.read(began, 1)
-    select.select([], [], [], delay_s)  # the random moment
+    moment()
     os.kill(number, signal.SIGKILL)
     os.close(began)
     return os.WIFSIGNALED(os.waitpid(number, 0)[1])
+
+
+def appears(run):
+    """Wait for one more checkpoint, whose files are still being written."""
+    known = set(run.checkpoints.glob("checkpoint-*"))
+    while known.issuperset(run.checkpoints.glob("checkpoint-*")):
+        time.sleep(0.001)
 
 
 def drive(folder):
@@ -164,7 +171,8 @@ def drive(folder):
     with (folder / "log.txt").open("wb") as log:
         os.waitpid(child(log, straight), 0)
         step_s = straight.evidence()["training"]["seconds"] / STEPS
-        kills = sum(killed(log, broken, dice.uniform(0, 2 * step_s)) for _ in range(KILLS))
+        moments = [lambda: time.sleep(dice.uniform(0, 2 * step_s)), lambda: appears(broken)]
+        kills = sum(killed(log, broken, moments[number % 2]) for number in range(KILLS))
         os.waitpid(child(log, broken), 0)
     said = (folder / "log.txt").read_text(encoding="utf-8")
     results = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("straight", "killed")}
