@@ -1,6 +1,9 @@
 // The server's HTTP API: OpenAI's, with /tokenize and /v1/gallery where the server has them.
 
-/** @typedef {"offline" | "silent" | "key" | "busy" | "waking" | "context" | "missing" | "lost" | "refused"} Kind */
+/**
+ * @typedef {"offline" | "silent" | "key" | "busy" | "waking" | "context" | "missing" | "empty" | "lost" | "refused"
+ *   } Kind
+ */
 
 /** What went wrong, as a kind that the page has words for. */
 export class ApiError extends Error {
@@ -41,6 +44,7 @@ export class Server {
   async models(/** @type {AbortSignal} */ signal) {
     const found = await this.#json("/v1/models", { signal });
     if (!Array.isArray(found?.data)) throw new ApiError("offline");
+    if (!found.data.length) throw new ApiError("empty");
     return found.data;
   }
 

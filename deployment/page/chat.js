@@ -2,22 +2,26 @@
 
 import { h, iconButton } from "./dom.js";
 import { Reply, promptBubble, toggleButton } from "./reply.js";
-import { View, messages, newRecord } from "./view.js";
+import { View, isAnswered, messages, newRecord } from "./view.js";
 
 /** @typedef {import("./store.js").Chat} ChatRecord */
+/** @typedef {import("./view.js").Replaced} Replaced */
 
 /** @extends {View<ChatRecord>} */
 export class Chat extends View {
   /** @param {import("./main.js").App} app */
   constructor(app) {
     super(app, newRecord("chat", ""));
-    this.skipped = 0; // turns at the beginning that no longer fit
+  }
+
+  /** Turns at the beginning that no longer fit. */
+  get skipped() {
+    return this.record.skipped ?? 0;
   }
 
   /** @param {ChatRecord} record */
   show(record) {
     this.clear(record);
-    this.skipped = 0;
     record.turns.forEach((turn, place) => {
       const reply = this.#addTurn(place);
       if (turn.answer) {
@@ -25,14 +29,22 @@ export class Chat extends View {
         this.#finish(reply, place);
       } else this.#offerAgain(reply);
     });
+    this.#markSkipped();
   }
 
   /** @param {string} prompt */
   async send(prompt) {
-    this.makeRoom();
+    const replaced = this.makeRoom();
     this.record.turns.push({ prompt, answer: null });
-    this.app.save(this.record);
-    await this.#answer(this.#addTurn(this.record.turns.length - 1));
+    if (!replaced) this.app.save(this.record);
+    await this.#answer(this.#addTurn(this.record.turns.length - 1), replaced);
+  }
+
+  /** @param {number} place @returns {Replaced} */
+  cut(place) {
+    const replaced = super.cut(place);
+    this.record.skipped = Math.min(this.skipped, place);
+    return replaced;
   }
 
   /** @param {number} place @returns {Reply} */
@@ -52,10 +64,11 @@ export class Chat extends View {
     return messages(this.record, turns.slice(this.skipped, place), turns[place].prompt);
   }
 
-  /** Have the last turn answered. @param {Reply} reply */
-  async #answer(reply) {
+  /** Have the last turn answered. @param {Reply} reply @param {Replaced | null} replaced */
+  async #answer(reply, replaced) {
     const { record, app } = this;
     const place = record.turns.length - 1;
+    const turn = record.turns[place];
     const model = app.settings.model;
     const speak = app.settings.aloud ? app.speaker?.begin() : undefined;
     reply.setModel(model);
@@ -68,29 +81,31 @@ export class Chat extends View {
       signal,
       onShow: (text, settled) => speak?.(text, settled, false),
     });
-    if (!signal.aborted) speak?.(reply.text, reply.markdown.settled, true);
+    if (!signal.aborted) speak?.(reply.markdown.text, reply.markdown.settled, true);
     this.running = null;
-    record.turns[place].answer = answer;
+    turn.answer = answer;
+    const back = isAnswered(turn) ? null : replaced;
+    if (back) Object.assign(record, back.record, { id: record.id });
     app.save(record);
     if (this.record !== record) return; // another chat was opened meanwhile
-    if (answer) this.#finish(reply, place);
-    else this.#offerAgain(reply);
-    if (!error) return;
-    const shorten = place > this.skipped ? { shorten: () => this.#shorten(reply) } : {};
-    reply.showError(error, { ...this.remedies, ...shorten });
+    if (!answer) this.#offerAgain(reply);
+    else if (back) reply.showFacts(answer);
+    else this.#finish(reply, place);
+    const shorten = place > this.skipped ? { shorten: () => this.#shorten() } : {};
+    if (error) reply.showError(error, { ...this.remedies, ...shorten });
+    if (back) this.bringBack(back, turn.prompt, [reply]);
   }
 
-  /** Leave out the oldest turn that is still sent, and try again. @param {Reply} reply */
-  async #shorten(reply) {
-    this.skipped++;
+  /** Leave out the oldest turn that is still sent, and try again. */
+  #shorten() {
+    if (this.app.busy) return;
+    this.record.skipped = this.skipped + 1;
+    this.#markSkipped();
+    this.remedies.retry();
+  }
+
+  #markSkipped() {
     this.elements.forEach((turn, place) => turn.classList.toggle("unsent", place < this.skipped));
-    reply.state.replaceChildren();
-    this.app.working(true);
-    try {
-      await this.#answer(reply);
-    } finally {
-      this.app.working(false);
-    }
   }
 
   /** @param {Reply} reply @param {number} place */

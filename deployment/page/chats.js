@@ -3,7 +3,8 @@
 import { openDialog } from "./dialog.js";
 import { h, iconButton } from "./dom.js";
 import { chatRows, jsonl, voteRows } from "./jsonl.js";
-import { deleteChat, isRecord, loadChats, saveChat } from "./store.js";
+import { deleteChat, isRecord, loadChat, loadChats, saveChat } from "./store.js";
+import { newId } from "./view.js";
 
 /** @param {import("./main.js").App} app @param {string} [message] what was just done */
 export function openChats(app, message = "") {
@@ -17,7 +18,7 @@ export function openChats(app, message = "") {
     onchange: () => load(pick.files[0]),
   });
   const list = chats.map((chat) => {
-    const open = () => (dialog.close(), app.open(chat));
+    const open = () => (dialog.close(), app.openSaved(chat.id));
     const remove = iconButton(
       "bin",
       `Delete: ${title(chat)}`,
@@ -50,14 +51,16 @@ export function openChats(app, message = "") {
     h(
       "div",
       { class: "actions" },
-      button("Export chats (JSONL)", () => rows("chats", chatRows(chats))),
-      button("Export votes (JSONL)", () => rows("votes", voteRows(chats))),
+      button("Export chats (JSONL)", () => rows("chats", chatRows(loadChats()))),
+      button("Export votes (JSONL)", () => rows("votes", voteRows(loadChats()))),
     ),
     h("h3", {}, "To another browser"),
     h(
       "div",
       { class: "actions" },
-      button("Export everything (JSON)", () => save("finelab-chats.json", JSON.stringify(chats, null, 1))),
+      button("Export everything (JSON)", () =>
+        save("finelab-chats.json", JSON.stringify(loadChats(), null, 1)),
+      ),
       button("Import", () => pick.click()),
       pick,
       button("Delete all chats", () => remove()),
@@ -81,7 +84,7 @@ export function openChats(app, message = "") {
       .then(JSON.parse)
       .catch(() => null);
     const good = Array.isArray(found) ? found.filter(isRecord) : [];
-    const kept = good.filter(saveChat);
+    const kept = good.filter(keep);
     openChats(
       app,
       Array.isArray(found)
@@ -95,6 +98,16 @@ export function openChats(app, message = "") {
     chats.forEach((chat) => (deleteChat(chat.id), app.forget(chat.id)));
     openChats(app);
   }
+}
+
+/**
+ * Keep a chat of a file, beside the one that has its id if that is another by now.
+ * @param {import("./store.js").Record} chat
+ */
+function keep(chat) {
+  const known = loadChat(chat.id);
+  const same = !known || JSON.stringify(known) === JSON.stringify(chat);
+  return saveChat(same ? chat : { ...chat, id: newId() });
 }
 
 /** @param {import("./store.js").Record} chat */

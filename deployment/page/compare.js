@@ -6,7 +6,7 @@ import { history } from "./jsonl.js";
 import { Reply, promptBubble } from "./reply.js";
 import { loadChats } from "./store.js";
 import { inWords, tally } from "./tally.js";
-import { View, messages, newRecord } from "./view.js";
+import { View, isAnswered, messages, newRecord } from "./view.js";
 
 /** @typedef {import("./store.js").Comparison} Comparison */
 /** @typedef {import("./store.js").Choice} Choice */
@@ -37,13 +37,13 @@ export class Compare extends View {
 
   /** @param {string} prompt */
   async send(prompt) {
-    this.makeRoom();
+    const replaced = this.makeRoom();
     const { blind, left, right } = this.app.settings;
     const models = blind && crypto.getRandomValues(new Uint8Array(1))[0] % 2 ? [right, left] : [left, right];
     this.record.turns.push({ prompt, blind, answers: [null, null] });
-    this.app.save(this.record);
+    if (!replaced) this.app.save(this.record);
     const place = this.record.turns.length - 1;
-    await this.#answer(this.#addRound(place, models), place, models);
+    await this.#answer(this.#addRound(place, models), place, models, replaced);
   }
 
   /** @param {number} place @param {string[]} models @returns {Round} */
@@ -65,9 +65,15 @@ export class Compare extends View {
     return messages(this.record, history(this.record, model, place), this.record.turns[place].prompt);
   }
 
-  /** @param {Round} round @param {number} place @param {string[]} models */
-  async #answer(round, place, models) {
+  /**
+   * @param {Round} round
+   * @param {number} place
+   * @param {string[]} models
+   * @param {import("./view.js").Replaced | null} replaced
+   */
+  async #answer(round, place, models, replaced) {
     const { record, app } = this;
+    const turn = record.turns[place];
     const seed = app.seed();
     this.running = new AbortController();
     const { signal } = this.running;
@@ -79,11 +85,15 @@ export class Compare extends View {
     });
     const done = await Promise.all(models.map((model, side) => round.replies[side].stream(ask(model))));
     this.running = null;
-    record.turns[place].answers = done.map(({ answer }) => answer);
+    turn.answers = done.map(({ answer }) => answer);
+    const back = isAnswered(turn) ? null : replaced;
+    if (back) Object.assign(record, back.record, { id: record.id });
     app.save(record);
     if (this.record !== record) return; // another one was opened meanwhile
-    this.#finish(round, place);
+    if (back) done.forEach(({ answer }, side) => answer && round.replies[side].showFacts(answer));
+    else this.#finish(round, place);
     done.forEach(({ error }, side) => error && round.replies[side].showError(error, this.remedies));
+    if (back) this.bringBack(back, turn.prompt, round.replies);
   }
 
   /** Show what may be shown: of a blind round without a vote, not who is who. @param {Round} round @param {number} place */

@@ -41,6 +41,12 @@ export function explain(error, server) {
       };
     case "missing":
       return { title: "The server does not have this model", text: detail, actions: ["settings"] };
+    case "empty":
+      return {
+        title: "The server has no model",
+        text: "It answers, but its list of models is empty. Load one there, or give another server's address.",
+        actions: ["retry", "settings"],
+      };
     case "lost":
       return {
         title: "The connection was lost",

@@ -8,33 +8,47 @@ const size = (/** @type {number} */ value) => Math.abs(value).toFixed(3);
 const signed = (/** @type {number} */ value) => (value < 0 ? "−" : "+") + size(value);
 
 /**
- * The verdict as a headline, a sentence and a tone; the interval decides, not the difference.
+ * The evidence's verdict as a headline, a sentence and a tone; null when there is none.
  * @param {Evaluation} evaluation
  */
 export function verdict({
+  verdict: word,
   difference,
   interval: [low, high],
   heldout_nll_base: base,
   heldout_nll_tuned: tuned,
 }) {
   const losses = base && tuned ? ` (${base.toFixed(3)} → ${tuned.toFixed(3)})` : "";
-  if (high < 0)
-    return {
-      tone: "improved",
-      title: "Improved",
-      text: `On held-out conversations its loss per answer token is ${size(difference)} lower than the base's${losses}. 95 % interval: ${size(high)} to ${size(low)} lower.`,
-    };
-  if (low > 0)
-    return {
-      tone: "worse",
-      title: "Worse",
-      text: `On held-out conversations its loss per answer token is ${size(difference)} higher than the base's${losses}. 95 % interval: ${size(low)} to ${size(high)} higher.`,
-    };
-  return {
-    tone: "same",
-    title: "No measurable change",
-    text: `On held-out conversations its loss per answer token differs from the base's by ${signed(difference)}${losses}, and the 95 % interval, ${signed(low)} to ${signed(high)}, includes zero.`,
-  };
+  const loss = "On held-out conversations its loss per answer token";
+  const differs = `${loss} differs from the base's by ${signed(difference)}${losses}`;
+  switch (word) {
+    case "improved":
+      return {
+        tone: "improved",
+        title: "Improved",
+        text: `${loss} is ${size(difference)} lower than the base's${losses}. 95 % interval: ${size(high)} to ${size(low)} lower.`,
+      };
+    case "worse":
+      return {
+        tone: "worse",
+        title: "Worse",
+        text: `${loss} is ${size(difference)} higher than the base's${losses}. 95 % interval: ${size(low)} to ${size(high)} higher.`,
+      };
+    case "no measurable change":
+      return {
+        tone: "same",
+        title: "No measurable change",
+        text: `${differs}, and the 95 % interval, ${signed(low)} to ${signed(high)}, includes zero.`,
+      };
+    case "too few rows to tell":
+      return {
+        tone: "same",
+        title: "Too few rows to tell",
+        text: `${differs}. So few rows cannot tell a change from chance, whatever the interval, ${signed(low)} to ${signed(high)}.`,
+      };
+    default:
+      return null;
+  }
 }
 
 /**
@@ -49,10 +63,14 @@ export function factsCard(model) {
     { class: "card" },
     h("p", { class: "card-name" }, h("strong", {}, run), ` is ${base ?? model.parent} with a fine-tune`),
   );
-  if (evaluation?.interval) {
-    const { tone, title, text } = verdict(evaluation);
-    card.append(h("p", { class: `headline ${tone}` }, title), picture(evaluation, tone), h("p", {}, text));
-  } else
+  const found = evaluation?.interval && verdict(evaluation);
+  if (found)
+    card.append(
+      h("p", { class: `headline ${found.tone}` }, found.title),
+      picture(evaluation, found.tone),
+      h("p", {}, found.text),
+    );
+  else
     card.append(
       h("p", { class: "headline same" }, "Not measured yet"),
       h("p", {}, "Run the lab's evaluation to learn whether the fine-tune changed anything."),

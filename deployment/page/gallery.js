@@ -28,7 +28,9 @@ export function sample(prompts, limit) {
 
 /** What comes before the question, in short. @param {Prompt} prompt */
 const context = (prompt) =>
-  before(prompt).map(({ role, content }) => h("small", {}, `${role}: ${content.slice(0, 120)}`));
+  before(prompt).map(({ role, content }) =>
+    h("small", { dir: "auto" }, h("bdi", { dir: "ltr" }, `${role}: `), content.slice(0, 120)),
+  );
 
 /**
  * @param {Prompt[] | null | undefined} heldOut null where the server has none, undefined where it has not said yet
@@ -56,9 +58,19 @@ export function openGallery(heldOut, choose) {
     return h(
       "div",
       { class: "choice" },
-      h("button", { type: "button", onclick: pick }, ...context(prompt), question(prompt)),
+      h(
+        "button",
+        { type: "button", onclick: pick },
+        ...context(prompt),
+        h("span", { dir: "auto" }, question(prompt)),
+      ),
       prompt.reference &&
-        h("details", {}, h("summary", {}, "The data set's answer"), h("p", {}, prompt.reference)),
+        h(
+          "details",
+          {},
+          h("summary", {}, "The data set's answer"),
+          h("p", { dir: "auto" }, prompt.reference),
+        ),
     );
   }
 }

@@ -10,7 +10,7 @@ const recognition = () =>
 
 /** What can listen here. @param {import("./api.js").Server | null} server @returns {Promise<Ear>} */
 export async function findEar(server) {
-  const Recognition = recognition();
+  const Recognition = isSecureContext && recognition(); // elsewhere it is there, and refuses
   if (Recognition) {
     const local = await Recognition.available?.({ langs: [navigator.language], processLocally: true }).catch(
       () => "",

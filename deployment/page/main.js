@@ -15,8 +15,17 @@ import { openRaw } from "./raw.js";
 import { actionButtons, note } from "./reply.js";
 import { openSettings } from "./settings.js";
 import { makeSpeaker } from "./speak.js";
-import { loadKey, loadSettings, loadTheme, saveChat, saveSettings, saveTheme } from "./store.js";
-import { newRecord } from "./view.js";
+import {
+  loadChat,
+  loadKey,
+  loadSettings,
+  loadTheme,
+  saveChat,
+  saveSettings,
+  saveTheme,
+  watchChats,
+} from "./store.js";
+import { newId, newRecord } from "./view.js";
 
 /** @typedef {import("./store.js").Record} Record */
 
@@ -150,7 +159,7 @@ export class App {
     this.busy = on;
     const [send, stop] = [byId("send"), byId("stop")];
     const focus = document.activeElement;
-    const pressed = on && focus === document.body; // a button that is gone by now, such as Regenerate
+    const pressed = on && this.log.contains(focus); // a button that goes with its turn, such as Regenerate
     const focused = focus === send || focus === stop || pressed;
     send.hidden = on;
     this.#showStop();
@@ -197,19 +206,39 @@ export class App {
 
   startNew(mode = this.view.record.mode, given = /** @type {import("./api.js").Message[]} */ ([])) {
     this.view.stop();
+    this.speaker?.stop();
     this.#setMode(mode);
     this.view.show(/** @type {any} */ (newRecord(mode, this.settings.system, given)));
     this.showWelcome();
     text.focus();
   }
 
-  /** @param {Record} record */
-  open(record) {
+  /** Show a chat as it is kept now; the one on the screen goes on. @param {string} id */
+  openSaved(id) {
+    if (this.view.record.id === id) return;
+    const record = loadChat(id);
+    if (!record) return this.say("Another tab has deleted this chat.");
     this.view.stop();
+    this.speaker?.stop();
     this.#setMode(record.mode);
     this.view.show(/** @type {any} */ (record));
     this.showWelcome();
     this.follow(true);
+  }
+
+  /** Another tab saved or deleted a chat: show that, or part from it while an answer comes. @param {string} id */
+  followTab(id) {
+    const { view } = this;
+    if (view.record.id !== id) return;
+    const record = loadChat(id);
+    if (!record) return this.forget(id);
+    if (this.busy) {
+      view.record.id = newId(); // both tabs' turns are kept
+      return;
+    }
+    const { editing } = view;
+    view.show(/** @type {any} */ (record));
+    if (editing >= 0) view.edit(editing);
   }
 
   /** @param {string} id of a chat that was deleted */
@@ -316,7 +345,7 @@ export class App {
         {},
         h(
           "button",
-          { type: "button", class: "suggestion", onclick: () => this.#usePrompt(prompt) },
+          { type: "button", class: "suggestion", dir: "auto", onclick: () => this.#usePrompt(prompt) },
           question(prompt),
         ),
       );
@@ -392,18 +421,25 @@ export class App {
   // ---- what the user does ----
 
   async submit() {
-    const prompt = text.value.trim();
-    if (!prompt || this.busy) return;
+    if (!text.value.trim() || this.busy) return;
     if (!this.models.length) await this.connect();
     if (!this.models.length) return; // the text stays in the box, and the page says what is wrong
+    const prompt = text.value.trim(); // what was written while it connected, too
+    if (!prompt || this.busy) return;
     text.value = "";
     await this.send(prompt);
   }
 
-  escape() {
+  /** End what runs: the answer, the voice, the microphone. */
+  stop() {
     this.speaker?.stop();
     this.listening?.cancel();
     this.view.stop();
+  }
+
+  /** End what runs, and the editing of a message. */
+  escape() {
+    this.stop();
     if (this.view.editing < 0) return;
     this.view.cancelEdit();
     text.value = "";
@@ -429,6 +465,7 @@ function showTheme() {
 /** @param {App} app */
 function listenToKeys(app) {
   const touch = matchMedia("(pointer: coarse)").matches; // there Enter is a new line, and the button sends
+  if (touch) text.enterKeyHint = "enter";
   text.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     if (event.isComposing || event.keyCode === 229) return; // an input method is at work
     if (event.key === "Enter" && !event.shiftKey && !touch) {
@@ -459,7 +496,7 @@ function listenToButtons(app) {
     ["toggle-theme", "moon", () => app.toggleTheme()],
     ["open-settings", "settings", () => app.openSettings()],
     ["microphone", "microphone", () => app.toggleMicrophone()],
-    ["stop", "stop", () => app.escape()],
+    ["stop", "stop", () => app.stop()],
   ];
   for (const [id, glyph, action] of buttons) {
     byId(id).append(icon(glyph));
@@ -486,6 +523,7 @@ function listenToButtons(app) {
 const app = new App();
 listenToButtons(app);
 listenToKeys(app);
+watchChats((id) => app.followTab(id));
 showTheme();
 app.showWelcome();
 app.connect();

@@ -128,6 +128,7 @@ export function elements(text) {
   made.querySelectorAll("pre").forEach(withCopy);
   made.querySelectorAll("table").forEach((/** @type {Element} */ table) => scrolling(table, "Table"));
   fillFormulas(made);
+  for (const block of made.children) block.dir ||= "auto"; // inside one they would hide its text from it
   return made;
 }
 
@@ -147,7 +148,11 @@ function withCopy(/** @type {HTMLElement} */ pre) {
     { type: "button", class: "quiet", onclick: () => copyText(pre.textContent ?? "", copy) },
     "Copy",
   );
-  const box = h("div", { class: "code" }, h("div", { class: "code-bar" }, h("span", {}, language), copy));
+  const box = h(
+    "div",
+    { class: "code", dir: "ltr" },
+    h("div", { class: "code-bar" }, h("span", {}, language), copy),
+  );
   pre.replaceWith(box);
   box.append(pre);
   pre.tabIndex = 0; // it scrolls sideways, also by keys
@@ -170,15 +175,15 @@ export class LiveMarkdown {
     this.element = h("div", { class: "markdown" });
     this.tail = h("div", { class: "tail" });
     this.element.append(this.tail);
-    this.text = "";
-    this.settled = 0; // characters that are rendered for good
+    this.text = ""; // with line ends as marked makes them, so that its lengths count
+    this.settled = 0; // characters of it that are rendered for good
   }
 
   /** @param {string} text all of it so far; what was shown before is its beginning */
   show(text) {
-    this.text = text;
+    this.text = text.replace(/\r\n?/g, "\n");
     this.#settle();
-    this.tail.replaceChildren(elements(text.slice(this.settled)));
+    this.tail.replaceChildren(elements(this.text.slice(this.settled)));
   }
 
   /** Blocks before the last one are finished, judged by whole lines: "***" may yet become "***bold***". */

@@ -133,7 +133,7 @@ export class Reply {
     this.frame = 0;
     const began = performance.now();
     this.markdown.show(this.text);
-    this.onShow?.(this.text, this.markdown.settled);
+    this.onShow?.(this.markdown.text, this.markdown.settled);
     this.app.follow();
     const now = performance.now();
     this.nextRender = now + (now - began) / RENDER_SHARE;

@@ -11,7 +11,8 @@ export function openSettings(app) {
   const { settings } = app;
   const recipe = app.models.find((model) => model.id === settings.model)?.finelab?.recipe ?? {};
   const keep = (/** @type {string} */ name) => (/** @type {any} */ event) => {
-    const { type, checked, value, validity } = event.target;
+    const { type, checked, value, validity, validationMessage } = event.target;
+    event.target.parentElement.querySelector(".wrong")?.replaceChildren(validationMessage);
     if (!validity.valid) return;
     /** @type {any} */ (settings)[name] = type === "checkbox" ? checked : value.trim();
     saveSettings(settings);
@@ -20,18 +21,19 @@ export function openSettings(app) {
     /** @type {string} */ name,
     /** @type {Record<string, any>} */ range,
     /** @type {string} */ placeholder,
-  ) =>
-    field(
-      name.replace("_", " "),
-      h("input", {
-        type: "number",
-        id: name,
-        value: /** @type {any} */ (settings)[name],
-        placeholder,
-        oninput: keep(name),
-        ...range,
-      }),
-    );
+  ) => {
+    const input = h("input", {
+      type: "number",
+      id: name,
+      value: /** @type {any} */ (settings)[name],
+      placeholder,
+      oninput: keep(name),
+      ...range,
+    });
+    const box = field(name.replace("_", " "), input);
+    box.append(h("small", { class: "wrong", role: "status" }));
+    return box;
+  };
   const reset = () => {
     Object.assign(settings, { system: "", temperature: "", top_p: "", max_tokens: "", seed: "" });
     saveSettings(settings);
@@ -56,8 +58,8 @@ export function openSettings(app) {
     h(
       "div",
       { class: "grid" },
-      number("temperature", { min: 0, max: 2, step: 0.05 }, recipe.temperature ?? "the server's"),
-      number("top_p", { min: 0.01, max: 1, step: 0.01 }, "1"),
+      number("temperature", { min: 0, max: 2, step: "any" }, recipe.temperature ?? "the server's"),
+      number("top_p", { min: 0.01, max: 1, step: "any" }, "1"),
       number("max_tokens", { min: 1, step: 1 }, "what fits"),
       number("seed", { min: 0, max: 2 ** 31 - 1, step: 1 }, "random"),
     ),

@@ -1,6 +1,7 @@
 // What the browser keeps: settings and chats for good, keys until the tab is closed.
 
 const PREFIX = "finelab.";
+const CHAT = `${PREFIX}chat `;
 
 /** A browser's storage, or a forgetful one where the browser forbids it. @param {() => Storage} open @returns {Storage} */
 function storage(open) {
@@ -36,7 +37,8 @@ const session = storage(() => sessionStorage);
  *   tokens_per_s: number}} Answer `finish`: "stop", "length", "stopped" by the user, "lost", "limit"
  * @typedef {"left" | "right" | "tie" | "neither"} Choice
  * @typedef {{id: string, created: number, mode: "chat", system: string, given: Message[],
- *   turns: {prompt: string, answer: Answer | null, vote?: "good" | "bad"}[]}} Chat
+ *   skipped?: number, turns: {prompt: string, answer: Answer | null, vote?: "good" | "bad"}[]}} Chat
+ *   `skipped`: turns at the beginning that are no longer sent
  * @typedef {{id: string, created: number, mode: "compare", system: string, given: Message[],
  *   turns: {prompt: string, blind: boolean, answers: (Answer | null)[], vote?: Choice}[]}} Comparison
  * @typedef {Chat | Comparison} Record
@@ -78,10 +80,20 @@ export const saveTheme = (theme) => local.setItem(`${PREFIX}theme`, theme);
 
 /** All chats, the newest first. @returns {Record[]} */
 export function loadChats() {
-  const names = Object.keys(local).filter((name) => name.startsWith(`${PREFIX}chat `));
-  const found = names.map((name) => read(name.slice(PREFIX.length), null)).filter(isRecord);
+  const names = Object.keys(local).filter((name) => name.startsWith(CHAT));
+  const found = names.map((name) => loadChat(name.slice(CHAT.length))).filter((chat) => chat !== null);
   return found.sort((a, b) => b.created - a.created);
 }
+
+/** @param {string} id @returns {Record | null} */
+export function loadChat(id) {
+  const found = read(`chat ${id}`, null);
+  return isRecord(found) ? found : null;
+}
+
+/** Be told the id of each chat that another tab saves or deletes. @param {(id: string) => void} tell */
+export const watchChats = (tell) =>
+  addEventListener("storage", ({ key }) => key?.startsWith(CHAT) && tell(key.slice(CHAT.length)));
 
 /** @param {Record} chat @returns {boolean} false when the browser has no room left */
 export const saveChat = (chat) => write(`chat ${chat.id}`, chat);
@@ -101,6 +113,7 @@ export function isRecord(value) {
     Array.isArray(value.given) &&
     value.given.every((/** @type {any} */ each) => text(each?.content) && text(each?.role)) &&
     Array.isArray(value.turns) &&
+    (value.skipped ?? 0) >= 0 &&
     value.turns.every(
       (/** @type {any} */ turn) =>
         text(turn?.prompt) &&

@@ -1,9 +1,11 @@
 // What chat and comparison share: a record of turns, one of which may be running or be edited.
 
-import { h } from "./dom.js";
+import { byId, h } from "./dom.js";
 
 /** @typedef {import("./store.js").Record} Record */
 /** @typedef {import("./store.js").Answer} Answer */
+/** @typedef {import("./reply.js").Reply} Reply */
+/** @typedef {{record: Record, elements: Element[]}} Replaced the record as it was, and the turns that are cut */
 
 /**
  * @template {Record} T
@@ -46,32 +48,60 @@ export class View {
     this.elements.forEach((turn) => turn.classList.remove("replaced"));
   }
 
-  /** Room for a new turn: without the one that was edited and what followed it. */
+  /**
+   * Room for a new turn: without the one that was edited and what followed it.
+   * @returns {Replaced | null} what comes back when nothing comes in its place; null where no answer is replaced
+   */
   makeRoom() {
-    if (this.editing >= 0) this.cut(this.editing);
+    const replaced = this.editing < 0 ? null : this.cut(this.editing);
     if (!this.record.turns.length) this.record.system = this.app.settings.system;
+    return replaced?.record.turns.slice(this.record.turns.length).some(isAnswered) ? replaced : null;
   }
 
   /** Ask the last prompt again. */
   again() {
     if (this.app.busy) return;
-    const place = this.record.turns.length - 1;
-    const { prompt } = this.record.turns[place];
-    this.cut(place);
-    this.app.send(prompt);
+    this.editing = this.record.turns.length - 1;
+    this.app.send(this.record.turns[this.editing].prompt);
   }
 
-  /** Drop the turns from `place` on. @param {number} place */
+  /** Take the turns from `place` on away. @param {number} place @returns {Replaced} */
   cut(place) {
-    this.elements.slice(place).forEach((turn) => turn.remove());
-    this.record.turns.length = place;
+    const { record } = this;
+    const elements = this.elements.slice(place);
+    elements.forEach((turn) => turn.remove());
+    const before = /** @type {Record} */ ({ ...record, turns: [...record.turns] });
+    record.turns.length = place;
     this.editing = -1;
+    return { record: before, elements };
+  }
+
+  /**
+   * Show what was replaced in place of the last turn, which stayed without an answer: with what was said about
+   * that, and with the prompt in the message box if it was another.
+   * @param {Replaced} replaced
+   * @param {string} prompt
+   * @param {Reply[]} replies
+   */
+  bringBack({ record, elements }, prompt, replies) {
+    const place = record.turns.length - elements.length;
+    const [last] = elements.slice(-1);
+    last.querySelectorAll(".state").forEach((note) => note.remove());
+    last.append(...replies.flatMap((reply) => [...reply.state.childNodes]));
+    elements.forEach((turn) => turn.classList.remove("replaced"));
+    this.elements.slice(place).forEach((turn) => turn.remove());
+    this.app.log.append(...elements);
+    this.app.follow();
+    if (elements.length === 1 && record.turns[place].prompt === prompt) return;
+    this.edit(place);
+    this.app.startEdit([prompt, byId("text").value].filter(Boolean).join("\n\n"));
   }
 
   /** What the buttons of an error do. */
   get remedies() {
+    const retry = () => (this.editing < 0 ? this.again() : this.app.submit());
     const settings = () => this.app.openSettings();
-    return { retry: () => this.again(), settings, key: settings, new: () => this.app.startNew() };
+    return { retry, settings, key: settings, new: () => this.app.startNew() };
   }
 }
 
@@ -91,7 +121,11 @@ export const newRecord = (mode, system, given = []) => ({
 });
 
 // Not randomUUID: a page on plain http, served to a phone in the same network, does not have it.
-const newId = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
+export const newId = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
+
+/** Whether a turn has something of an answer. @param {Record["turns"][number]} turn */
+export const isAnswered = (turn) =>
+  ("answers" in turn ? turn.answers : [turn.answer]).some((answer) => answer?.content.trim());
 
 /** What stands before the first turn. @param {{system: string, given: import("./api.js").Message[]}} record */
 export const opening = ({ system, given }) =>
@@ -100,7 +134,9 @@ export const opening = ({ system, given }) =>
 /** What was given, above the first turn. @param {Record} record */
 function givenTurns({ given }) {
   if (!given.length) return [];
-  const shown = given.map(({ role, content }) => h("p", {}, h("strong", {}, `${role}: `), content));
+  const shown = given.map(({ role, content }) =>
+    h("p", { dir: "auto" }, h("strong", { dir: "ltr" }, `${role}: `), content),
+  );
   return [h("section", { class: "given", "aria-label": "Given before" }, ...shown)];
 }
 

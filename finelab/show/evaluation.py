@@ -15,7 +15,10 @@ from finelab.show.figures import BLUE, GREY, ORANGE, _axes, token_picture
 
 FULL_COLOUR = 3.0  # nats of change from which on a token has the full colour
 TABLE = "<style>.fl-answers td {text-align: left; vertical-align: top; white-space: pre-wrap}</style>"
-DIFF = "<style>.fl-answers del {background: #f3d3b5} .fl-answers ins {background: #bcd4ee}</style>"
+DIFF = (
+    "<style>.fl-answers del, .fl-answers ins {color: #10243c} .fl-answers del {background: #f3d3b5}"
+    " .fl-answers ins {background: #bcd4ee}</style>"
+)
 
 
 def intervals(
@@ -26,12 +29,14 @@ def intervals(
     title: str,
     xlabel: str = "difference in nats per token, tuned minus base (left is better)",
 ) -> Any:
-    """For each name a difference as a dot with its interval; blue and orange exclude zero, grey does not."""
-    figure, axes = _axes(title, xlabel, "", height=1.0 + 0.34 * len(names))
+    """Each name's difference as a dot with its interval; its colour is the verdict, hollow too few rows."""
+    key = "blue: improved   orange: worse   grey: no measurable change   hollow: too few rows to tell"
+    figure, axes = _axes(title, f"{xlabel}\n{key}", "", height=1.0 + 0.34 * len(names))
     for row, (difference, (low, high), verdict) in enumerate(zip(differences, bounds, verdicts, strict=True)):
         colour = {"improved": BLUE, "worse": ORANGE}.get(verdict, GREY)
         axes.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
-        axes.plot([difference], [row], "o", color=colour, markersize=5)
+        face = "white" if verdict == "too few rows to tell" else colour
+        axes.plot([difference], [row], "o", color=colour, markerfacecolor=face, markersize=5)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), list(names))
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.browser.scripted import Say
+from tests.browser.scripted import Fail, Say
 
 expect = pytest.importorskip("playwright.sync_api").expect
 pytestmark = pytest.mark.slow
@@ -95,6 +95,58 @@ def test_an_edited_message_replaces_what_followed_it(chat, server):
     assert server.chats()[-1]["messages"] == [{"role": "user", "content": "uno"}]
 
 
+@pytest.mark.parametrize("how", ["refused", "stopped"])
+def test_an_answer_stays_until_there_is_another(chat, server, how):
+    ask(chat, "hello")
+    ended(chat)
+    chat.get_by_role("button", name="Good answer").click()
+    held = Say("never", hold_after=0)
+    server.replies.append(Fail(500, "internal_error", "out of memory") if how == "refused" else held)
+    chat.get_by_role("button", name="Regenerate").click()
+    if how == "refused":
+        expect(chat.locator(".state")).to_contain_text("out of memory")
+    else:
+        expect(chat.locator(".reply")).to_have_attribute("aria-busy", "true")
+        chat.keyboard.press("Escape")
+    expect(chat.locator(".reply .body")).to_have_text("Hello there.")
+    expect(chat.get_by_role("button", name="Good answer")).to_have_attribute("aria-pressed", "true")
+    chat.reload()
+    chat.get_by_role("button", name="Chats", exact=True).click()
+    chat.get_by_role("button", name="hello", exact=False).first.click()
+    expect(chat.locator(".reply .body")).to_have_text("Hello there.")
+    expect(chat.get_by_role("button", name="Good answer")).to_have_attribute("aria-pressed", "true")
+
+
+def test_an_edit_that_is_not_answered_replaces_nothing_and_can_be_sent_again(chat, server):
+    server.replies += [Say("One."), Say("Two."), Fail(500, "internal_error"), Say("Uno.")]
+    for number, text in enumerate(("one", "two")):
+        ask(chat, text)
+        expect(chat.locator(".facts").nth(number)).to_contain_text("complete")
+    chat.get_by_role("button", name="Edit and send again").first.click()
+    ask(chat, "uno")
+    expect(chat.locator(".state")).to_contain_text("The server refused")
+    expect(chat.locator(".reply .body")).to_have_text(["One.", "Two."])
+    expect(chat.get_by_label("Message")).to_have_value("uno")
+    chat.locator(".state").get_by_role("button", name="Try again").click()
+    expect(chat.locator(".reply .body")).to_have_text(["Uno."])
+    expect(chat.locator(".bubble")).to_have_text(["uno"])
+    expect(chat.get_by_label("Message")).to_have_value("")
+
+
+def test_stop_leaves_a_message_that_is_being_edited(chat, server):
+    held = Say("one two", hold_after=1)
+    server.replies.append(held)
+    ask(chat, "hello")
+    expect(chat.locator(".reply .body")).to_have_text("one")
+    chat.get_by_role("button", name="Edit and send again").click()
+    chat.get_by_label("Message").fill("hello again")
+    chat.get_by_role("button", name="Stop").click()
+    assert held.left.wait(10)
+    expect(chat.get_by_label("Message")).to_have_value("hello again")
+    chat.get_by_label("Message").press("Enter")
+    expect(chat.locator(".bubble")).to_have_text(["hello again"])
+
+
 def test_settings_and_system_prompt_reach_the_server(chat, server):
     chat.get_by_role("button", name="Settings").click()
     for label, value in {
@@ -147,6 +199,21 @@ def test_a_code_block_and_a_reply_are_copied_as_they_are(chat, server):
     assert chat.evaluate("navigator.clipboard.readText()") == "Take **this**:\n\n```\na < b\n```"
 
 
+def test_what_is_written_from_right_to_left_is_shown_so_and_code_is_not(chat, server):
+    table = "| א | b |\n|---|---|\n| 1 | 2 |"
+    code = "```\nא = 1\n```"
+    server.replies.append(Say(f"שלום *world*\n\n- אחת\n- two\n\n> ציטוט\n\n{table}\n\n{code}\n\nHello"))
+    chat.get_by_label("Message").fill("שלום")
+    expect(chat.get_by_label("Message")).to_have_css("direction", "rtl")
+    chat.get_by_label("Message").press("Enter")
+    ended(chat)
+    body = chat.locator(".reply .body")
+    for shown in ("p >> text=שלום", "li >> nth=0", "ul", "blockquote", "table"):
+        expect(body.locator(shown)).to_have_css("direction", "rtl")
+    for shown in ("pre", "p >> text=Hello"):
+        expect(body.locator(shown)).to_have_css("direction", "ltr")
+
+
 DOCUMENTS = [
     "plain",
     "para\n***\nnext",
@@ -160,6 +227,7 @@ DOCUMENTS = [
     "<div>\n\nin\n\n</div>\n\nout",
     "# A\ntext\n## B\n\n* x\n* y\n\n\n\nz",
     "half ```open",
+    "one\r\n\r\ntwo\rlines\r\n\r\n```\r\ncode\r\n\r\nmore\r\n```\r\n\r\n- a\r\n- b\r\n\r\n# end\r\n",
 ]
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from finelab.data import control_pattern, open_source, standardize
-from tests.browser.scripted import Say, model
+from tests.browser.scripted import Fail, Say, model
 from tests.browser.test_chat import ask
 
 expect = pytest.importorskip("playwright.sync_api").expect
@@ -51,6 +51,22 @@ def test_stop_ends_both(compare, server):
     compare.keyboard.press("Escape")
     assert all(say.left.wait(10) for say in held.values())
     expect(compare.locator(".facts")).to_contain_text(["stopped by you", "stopped by you"])
+
+
+def test_a_round_stays_until_there_is_another(compare, server):
+    ask(compare, "go")
+    compare.get_by_role("button", name="tuned", exact=True).click()
+    answers = server.by_model
+    server.by_model = dict.fromkeys(answers, Fail(500, "internal_error", "out of memory"))
+    compare.get_by_role("button", name="Regenerate both").click()
+    expect(compare.locator(".state").first).to_contain_text("out of memory")
+    expect(compare.locator(".body")).to_have_text(["the cat sat there", "the dog sat there quietly"])
+    voted = compare.get_by_role("button", name="tuned", exact=True)
+    expect(voted).to_have_attribute("aria-pressed", "true")
+    server.by_model = answers
+    compare.locator(".state").first.get_by_role("button", name="Try again").click()
+    expect(voted).to_have_attribute("aria-pressed", "false")
+    expect(compare.locator(".turn")).to_have_count(1)
 
 
 def test_the_next_round_tells_each_model_its_own_words(compare, server):
@@ -238,7 +254,7 @@ def test_the_gallery_has_the_runs_held_out_prompts(chat, server):
 def test_a_prompt_with_turns_before_it_brings_them_along(compare, server):
     given = [
         {"role": "system", "content": "Be terse."},
-        {"role": "user", "content": "Pack hats and sunglasses."},
+        {"role": "user", "content": "כובעים"},
         {"role": "assistant", "content": "Hats, sunglasses."},
     ]
     server.gallery = [{"source": "follow-up", "messages": [*given, {"role": "user", "content": "No hats."}]}]
@@ -247,6 +263,7 @@ def test_a_prompt_with_turns_before_it_brings_them_along(compare, server):
     compare.get_by_role("button", name="Prompts").click()
     compare.get_by_role("dialog").get_by_role("button", name="No hats.").click()
     expect(compare.get_by_label("Given before")).to_contain_text("Hats, sunglasses.")
+    expect(compare.get_by_label("Given before").get_by_text("כובעים")).to_have_css("direction", "rtl")
     compare.get_by_label("Message").press("Enter")
     compare.get_by_role("button", name="tuned", exact=True).click()
     assert [body["messages"] for body in server.chats()] == [

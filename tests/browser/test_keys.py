@@ -160,6 +160,7 @@ def test_a_finger_sends_with_the_button_and_enter_is_a_new_line(browser, server)
     page = context.new_page()
     page.goto(server.url)
     page.get_by_label("Model", exact=True).wait_for()
+    expect(page.get_by_label("Message")).to_have_attribute("enterkeyhint", "enter")
     page.get_by_label("Message").fill("one")
     page.get_by_label("Message").press("Enter")
     assert server.chats() == []

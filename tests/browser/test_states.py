@@ -3,9 +3,11 @@
 import json
 import re
 import threading
+from urllib.parse import urlsplit
 
 import pytest
 
+from finelab.evaluate.compare import IMPROVED, NO_CHANGE, TOO_FEW, WORSE
 from tests.browser.scripted import Fail, Say, serving
 from tests.browser.test_chat import ask, ended
 
@@ -23,6 +25,40 @@ def test_no_server_is_said_and_the_text_stays(page, server):
     expect(state(page)).to_contain_text("does not have this model")
     ask(page, "hello")
     expect(page.get_by_label("Message")).to_have_value("hello")
+
+
+def test_a_server_without_a_model_is_said(page, server):
+    models, server.models = server.models, []
+    page.goto(server.url)
+    expect(state(page)).to_contain_text("The server has no model")
+    server.models = models
+    state(page).get_by_role("button", name="Try again").click()
+    expect(page.get_by_label("Model", exact=True)).to_be_visible()
+
+
+def test_a_setting_that_cannot_be_is_said_and_any_fraction_can(chat, server):
+    chat.get_by_role("button", name="Settings").click()
+    field = chat.locator(".field", has=chat.get_by_label("temperature"))
+    chat.get_by_label("temperature").fill("3")
+    expect(field.get_by_role("status")).to_contain_text("2")
+    chat.get_by_label("temperature").fill("0.72")
+    expect(field.get_by_role("status")).to_have_text("")
+    chat.get_by_role("button", name="Close").click()
+    ask(chat, "hello")
+    ended(chat)
+    assert server.chats()[0]["temperature"] == 0.72
+
+
+def test_what_is_written_while_the_page_connects_is_sent_too(page, server):
+    connected = threading.Event()
+    server.before_models += [Fail(404, "not_found"), connected]
+    page.goto(server.url)
+    expect(state(page)).to_be_visible()
+    ask(page, "hello")
+    page.get_by_label("Message").fill("hello there")
+    connected.set()
+    expect(page.locator(".bubble")).to_have_text(["hello there"])
+    expect(page.get_by_label("Message")).to_have_value("")
 
 
 def test_a_static_host_without_a_server_asks_for_one(page, server):
@@ -146,6 +182,31 @@ def test_a_full_context_can_go_on_without_the_oldest_turn(chat, server):
     expect(chat.locator(".turn").first).to_have_class(re.compile("unsent"))
 
 
+def test_what_is_left_out_is_remembered_and_ends_with_the_turns_it_was_about(chat, server):
+    too_long = Fail(400, "context_length_exceeded", "4100 tokens, the context has 4096.")
+    server.replies += [Say("One."), too_long, Say("Two."), Say("Three."), Say("Uno."), Say("Due.")]
+    ask(chat, "first")
+    ended(chat)
+    ask(chat, "second")
+    state(chat).get_by_role("button", name="Leave out the oldest turn").click()
+    expect(chat.locator(".reply .body").last).to_have_text("Two.")
+    chat.reload()
+    chat.get_by_role("button", name="Chats", exact=True).click()
+    chat.get_by_role("button", name="first", exact=False).first.click()
+    expect(chat.locator(".turn").first).to_have_class(re.compile("unsent"))
+    ask(chat, "third")
+    expect(chat.locator(".reply .body").last).to_have_text("Three.")
+    assert [each["content"] for each in server.chats()[-1]["messages"]] == ["second", "Two.", "third"]
+    expect(chat.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    chat.get_by_role("button", name="Edit and send again").first.click()
+    ask(chat, "uno")
+    expect(chat.locator(".reply .body")).to_have_text(["Uno."])
+    ended(chat)
+    ask(chat, "due")
+    expect(chat.locator(".reply .body")).to_have_text(["Uno.", "Due."])
+    assert [each["content"] for each in server.chats()[-1]["messages"]] == ["uno", "Uno.", "due"]
+
+
 def test_an_empty_answer_is_no_blank(chat, server):
     server.replies.append(Say(""))
     ask(chat, "hello")
@@ -224,6 +285,87 @@ def test_everything_can_be_carried_to_another_browser(chat, server, browser):
     other.close()
 
 
+def test_an_older_file_of_a_chat_does_not_replace_it(chat, server):
+    ask(chat, "first")
+    ended(chat)
+    chat.get_by_role("button", name="Chats", exact=True).click()
+    with chat.expect_download() as waiting:
+        chat.get_by_role("button", name="Export everything").click()
+    older = waiting.value.path()
+    chat.get_by_role("button", name="Close").click()
+    ask(chat, "second")
+    expect(chat.locator(".facts").nth(1)).to_contain_text("complete")
+    chat.get_by_role("button", name="Chats", exact=True).click()
+    chat.get_by_label("File to import").set_input_files(older)
+    expect(chat.get_by_text("1 of 1 chats were imported.")).to_be_visible()
+    assert sorted(len(each["turns"]) for each in kept(chat)) == [1, 2]
+
+
+def kept(page):
+    """The chats that the browser keeps."""
+    chats = "Object.keys(localStorage).filter((name) => name.startsWith('finelab.chat '))"
+    return [json.loads(each) for each in page.evaluate(f"{chats}.map((name) => localStorage[name])")]
+
+
+def test_an_answer_that_ends_behind_the_list_of_chats_is_opened_and_exported(chat, server):
+    held = Say("one two", hold_after=1)
+    server.replies.append(held)
+    ask(chat, "keep me")
+    expect(chat.locator(".reply .body")).to_have_text("one")
+    chat.get_by_role("button", name="Chats", exact=True).click()
+    held.more.set()
+    ended(chat)
+    with chat.expect_download() as waiting:
+        chat.get_by_role("button", name="Export everything").click()
+    [exported] = json.loads(waiting.value.path().read_text("utf-8"))
+    assert exported["turns"][0]["answer"]["content"] == "one two"
+    chat.get_by_role("button", name="keep me", exact=False).first.click()
+    expect(chat.locator(".reply .body")).to_have_text("one two")
+    assert kept(chat) == [exported]
+
+
+@pytest.fixture
+def other_tab(chat, context, server):
+    """The chat "first", open in a second tab too."""
+    ask(chat, "first")
+    ended(chat)
+    page = context.new_page()
+    page.goto(server.url)
+    page.get_by_label("Model", exact=True).wait_for()
+    page.get_by_role("button", name="Chats", exact=True).click()
+    page.get_by_role("button", name="first", exact=False).first.click()
+    expect(page.locator(".bubble")).to_have_text(["first"])
+    return page
+
+
+def test_two_tabs_go_on_with_one_chat(chat, other_tab):
+    ask(chat, "second")
+    expect(other_tab.locator(".facts").nth(1)).to_contain_text("complete")
+    ask(other_tab, "third")
+    expect(chat.locator(".facts").nth(2)).to_contain_text("complete")
+    assert [[turn["prompt"] for turn in each["turns"]] for each in kept(chat)] == [
+        ["first", "second", "third"]
+    ]
+    other_tab.get_by_role("button", name="Chats", exact=True).click()
+    other_tab.get_by_role("button", name="Delete: first").click()
+    expect(chat.locator(".turn")).to_have_count(0)
+
+
+def test_two_tabs_that_answer_at_once_part_and_keep_both(chat, other_tab, server):
+    held = Say("one two", hold_after=1)
+    server.replies.append(held)
+    ask(chat, "mine")
+    expect(chat.locator(".reply .body").last).to_have_text("one")
+    ask(other_tab, "yours")
+    ended(other_tab)
+    held.more.set()
+    ended(chat)
+    [mine] = [each["turns"] for each in kept(chat) if each["turns"][-1]["prompt"] == "mine"]
+    [yours] = [each["turns"] for each in kept(chat) if each["turns"][-1]["prompt"] == "yours"]
+    assert [turn["answer"]["content"] for turn in mine] == ["Hello there.", "one two"]
+    assert yours[-1]["answer"]["content"] == "Hello there."
+
+
 @pytest.mark.parametrize("content", ["no json", '{"a": 1}', '[{"id": 1}, {"mode": "chat", "turns": null}]'])
 def test_a_file_that_is_none_of_ours_changes_nothing(chat, tmp_path, content):
     file = tmp_path / "wrong.json"
@@ -263,21 +405,35 @@ def test_a_browser_that_gives_less_still_chats(page, server, poorer):
     expect(page.get_by_role("dialog", name="Chats")).to_contain_text("hello")
 
 
+def test_a_page_without_https_offers_no_microphone(page, server):
+    def from_the_server(route):
+        path = urlsplit(route.request.url).path
+        route.fulfill(response=route.fetch(url=server.url + path))
+
+    page.route("http://lab.invalid/**", from_the_server)
+    page.add_init_script("window.SpeechRecognition = class {};")
+    page.goto("http://lab.invalid/")
+    expect(page.get_by_text("No microphone: the browser gives it to https pages")).to_be_visible()
+    expect(page.get_by_role("button", name="Speak", exact=True)).to_have_count(0)
+
+
 VERDICTS = {
-    "Improved": ([-0.33, -0.23], -0.28, "0.280 lower"),
-    "No measurable change": ([-0.02, 0.01], -0.005, "includes zero"),
-    "Worse": ([0.1, 0.3], 0.2, "0.200 higher"),
+    IMPROVED: ([-0.33, -0.23], -0.28, "Improved", "improved", "0.280 lower"),
+    NO_CHANGE: ([-0.02, 0.01], -0.005, "No measurable change", "same", "includes zero"),
+    WORSE: ([0.1, 0.3], 0.2, "Worse", "worse", "0.200 higher"),
+    TOO_FEW: ([-0.33, -0.23], -0.28, "Too few rows to tell", "same", "differs from the base's by −0.280"),
 }
 
 
-@pytest.mark.parametrize("title", VERDICTS)
-def test_the_verdict_is_said_as_plainly_whatever_it_is(page, server, title):
-    interval, difference, words = VERDICTS[title]
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_the_verdict_is_said_as_plainly_whatever_it_is(page, server, verdict):
+    interval, difference, title, tone, words = VERDICTS[verdict]
     facts = json.loads(json.dumps(server.models[1]["finelab"]))
-    facts["evaluation"] |= {"interval": interval, "difference": difference}
+    facts["evaluation"] |= {"interval": interval, "difference": difference, "verdict": verdict}
     server.models[1]["finelab"] = facts
     page.goto(server.url)
     expect(page.locator(".headline")).to_have_text(title)
+    expect(page.locator(".headline")).to_have_class(f"headline {tone}")
     expect(page.locator(".card")).to_contain_text(words)
     expect(page.locator(".card")).to_contain_text("44 steps, 345 conversations")
     expect(page.get_by_role("img", name="zero means no change")).to_be_visible()

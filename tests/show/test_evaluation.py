@@ -14,19 +14,26 @@ from finelab import show
 EVIL = "<script>alert(1)</script>"
 
 
-def test_an_interval_that_excludes_zero_is_coloured_by_its_direction():
+def test_each_verdict_of_an_interval_looks_different():
     figure = show.intervals(
-        ["a", "b", "c"],
-        [-0.2, 0.01, 0.3],
-        [(-0.3, -0.1), (-0.1, 0.1), (0.2, 0.4)],
-        ["improved", "no measurable change", "worse"],
+        ["a", "b", "c", "d"],
+        [-0.2, 0.01, 0.3, -0.5],
+        [(-0.3, -0.1), (-0.1, 0.1), (0.2, 0.4), (-0.6, -0.4)],
+        ["improved", "no measurable change", "worse", "too few rows to tell"],
         title="change",
     )
     [axes] = figure.axes
     bars = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
-    assert [tuple(line.get_xdata()) for line in bars] == [(-0.3, -0.1), (-0.1, 0.1), (0.2, 0.4)]
-    assert len({line.get_color() for line in bars}) == 3
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    assert [tuple(line.get_xdata()) for line in bars] == [
+        (-0.3, -0.1),
+        (-0.1, 0.1),
+        (0.2, 0.4),
+        (-0.6, -0.4),
+    ]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert len({(dot.get_color(), dot.get_markerfacecolor()) for dot in dots}) == 4
+    assert "hollow: too few rows" in axes.get_xlabel()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c", "d"]
 
 
 def test_a_tokens_colour_says_direction_and_size():
@@ -69,6 +76,7 @@ def test_answers_are_shown_as_text_never_as_html():
     assert "<img" not in html
     assert html.count("<td>") == 4
     assert "<ins>&lt;img" in html
+    assert "del, .fl-answers ins {color:" in html  # a dark page's light letters cannot be read on the marks
 
 
 def test_updates_stand_at_their_layer_and_projection():
