@@ -96,6 +96,12 @@ def test_what_the_merge_costs_is_that_of_its_result_file():
         assert said in README, said
 
 
+def test_what_float16_keeps_is_that_of_its_result_file():
+    details = json.loads((RESULTS / "merged_dtype.json").read_text(encoding="utf-8"))["details"]
+    assert f"its merge keeps {details['float16']['row']['kept']:.1%}".replace("%", " %") in README
+    assert details["base"]["row"]["kept"] == pytest.approx(0.82, abs=0.005)  # as from the main job
+
+
 def seconds(found, kind):
     return [found["seconds"][f"{kind}, {processes}"] for processes in (1, 2)]
 
