@@ -97,7 +97,7 @@ def test_what_the_merge_costs_is_that_of_its_result_file():
 
 
 def test_what_float16_keeps_is_that_of_its_result_file():
-    details = json.loads((RESULTS / "merged_dtype.json").read_text(encoding="utf-8"))["details"]
+    details = json.loads(RESULT.with_name("merged_dtype.json").read_text(encoding="utf-8"))["details"]
     assert f"its merge keeps {details['float16']['row']['kept']:.1%}".replace("%", " %") in README
     assert details["base"]["row"]["kept"] == pytest.approx(0.82, abs=0.005)  # as from the main job
 
