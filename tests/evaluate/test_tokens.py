@@ -66,8 +66,8 @@ def test_only_labelled_tokens_have_a_change_and_it_stands_at_their_place(rows):
     assert changes[1:] == [-1, 0, 1, 2, 3, 4]
 
 
-def test_bytes_are_those_of_the_answer_without_its_end_token(rows):
-    assert answer_bytes(tokenizer(), rows) == [7]
+def test_bytes_are_those_of_the_answer_without_its_end_token_and_outer_white_space(rows):
+    assert answer_bytes(tokenizer(), rows) == [len("the a.")]
 
 
 def test_the_most_changed_rows_come_first_and_only_those_that_moved_that_way():
