@@ -38,8 +38,9 @@ def write_card(run: Run, folder: Path, repo_id: str) -> str:
     if publish.license.startswith("llama"):
         _add_licence(publish.license, repo_id.partition("/")[2], folder)
     is_adapter = (folder / "adapter_config.json").exists()
+    own_loss = "merged_evaluation" in run.evidence()
     for name in FIGURES:
-        of_the_adapter = name == "03_heldout" and "merged_evaluation" in run.evidence()
+        of_the_adapter = name == "03_heldout" and own_loss
         if run.figure(name).exists() and (is_adapter or not of_the_adapter):
             shutil.copy2(run.figure(name), folder / f"{name}.png")
     text = _metadata(run, repo_id, is_adapter) + _body(run, folder, repo_id, is_adapter)

@@ -268,13 +268,18 @@ def test_a_chat_that_is_deleted_while_its_answer_streams_stays_deleted(chat, ser
     expect(chat.get_by_text("No chats yet.")).to_be_visible()
 
 
+def export(page):
+    """The file of all chats that the page saves; the dialog stays open."""
+    page.get_by_role("button", name="Chats", exact=True).click()
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Export everything").click()
+    return waiting.value.path()
+
+
 def test_everything_can_be_carried_to_another_browser(chat, server, browser):
     ask(chat, "carry me")
     ended(chat)
-    chat.get_by_role("button", name="Chats", exact=True).click()
-    with chat.expect_download() as waiting:
-        chat.get_by_role("button", name="Export everything").click()
-    file = waiting.value.path()
+    file = export(chat)
     other = browser.new_page()
     other.goto(server.url)
     other.get_by_role("button", name="Chats", exact=True).click()
@@ -288,10 +293,7 @@ def test_everything_can_be_carried_to_another_browser(chat, server, browser):
 def test_an_older_file_of_a_chat_does_not_replace_it(chat, server):
     ask(chat, "first")
     ended(chat)
-    chat.get_by_role("button", name="Chats", exact=True).click()
-    with chat.expect_download() as waiting:
-        chat.get_by_role("button", name="Export everything").click()
-    older = waiting.value.path()
+    older = export(chat)
     chat.get_by_role("button", name="Close").click()
     ask(chat, "second")
     expect(chat.locator(".facts").nth(1)).to_contain_text("complete")
