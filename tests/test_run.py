@@ -19,9 +19,9 @@ def test_a_runs_recipe_is_frozen_at_first_use(tmp_path, preset):
 def test_what_leaves_the_weights_as_they_are_may_change(tmp_path, preset, capsys):
     """A session that was too long, a file to be merged into another dtype."""
     create_run(tmp_path, preset)
-    wanted = recipe.override(preset, ["training.session_hours=5.8", "publish.merged_dtype=float16"])
+    wanted = recipe.override(preset, ["training.session_hours=5.8", "publish.merged_dtype=base"])
     assert create_run(tmp_path, wanted).recipe == wanted == open_run(tmp_path).recipe
-    assert "publish.merged_dtype: 'base' -> 'float16'" in capsys.readouterr().out
+    assert "publish.merged_dtype: 'float16' -> 'base'" in capsys.readouterr().out
     with pytest.raises(LabError, match=r"\(lora\.r: 16 -> 8\)"):
         create_run(tmp_path, recipe.override(preset, ["lora.r=8", "training.session_hours=2"]))
     assert open_run(tmp_path).recipe == wanted

@@ -9,7 +9,8 @@ label, and every operation on its own pass through memory. Here nothing is compu
 - attention goes by blocks of BLOCK queries, so that what lies in the future is skipped, not masked;
 - the head and its cross-entropy see labelled positions only, and give the gradient in the same pass.
 
-`install` puts it in the place of the model's forward in training; the trainer and its calls stay the same.
+`install` puts it in the place of the model's forward where a loss is asked for: in training, and, without
+the backward, in looks at the validation rows. The trainer and its calls stay the same.
 A batch is filled up to a multiple of ROWS, here and under autograd: oneDNN builds its bfloat16 kernels anew
 for each number of rows, keeps 1,024 of them, and takes half a megabyte for each. Over an epoch of rows of
 many lengths that leaves 0.94 of the time and 0.89 of the memory.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,10 +72,11 @@ def _plain(module: Any) -> bool:
 
 
 def install(model: Any, profile: Profile) -> str:
-    """Let a PEFT model's forward take the step whenever it is asked for a loss in training.
+    """Let a PEFT model's forward take the step when it is asked for a loss, in training or without gradients.
 
-    Where that cannot be, the model computes as before; the sentence given back says which and why. On a CPU
-    its flat batches are filled up all the same.
+    It then gives the loss and no logits, as Unsloth does; UNSLOTH_RETURN_LOGITS=1, which Unsloth's trainer
+    sets where it keeps logits, asks for both. Where the step cannot be taken, the model computes as before;
+    the sentence given back says which and why. On a CPU its flat batches are filled up all the same.
     """
     base = model.get_base_model()
     if profile.device == "cpu":
@@ -84,6 +87,7 @@ def install(model: Any, profile: Profile) -> str:
         return f"PyTorch's autograd, as the step by hand does not fit: {reason}"
     keep_freed_memory()
     llama, forward = Llama(base, profile.torch_dtype()), base.forward
+    adapted = next(module for module in base.modules() if hasattr(module, "lora_A"))
 
     def by_hand(
         self: Any,
@@ -96,12 +100,14 @@ def install(model: Any, profile: Profile) -> str:
     ) -> Any:
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
-        if labels is None or input_ids is None or not (self.training and torch.is_grad_enabled()):
+        learns = torch.is_grad_enabled()
+        more = not self.training if learns else os.environ.get("UNSLOTH_RETURN_LOGITS") == "1"
+        if labels is None or input_ids is None or more or adapted.disable_adapters:
             if num_items_in_batch is not None:
                 kwargs["num_items_in_batch"] = num_items_in_batch
             return forward(input_ids, attention_mask, position_ids, labels=labels, **kwargs)
         batch = Batch.of(input_ids, labels, attention_mask, position_ids)
-        total = _Step.apply(llama, batch, *llama.parameters)
+        total = _Step.apply(llama, batch, *llama.parameters) if learns else llama.score(batch)
         count = len(batch.labelled) if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / max(count, 1))
 
@@ -334,18 +340,32 @@ class Llama:
         """The sum of the losses over the labelled positions, and its gradient by `parameters`."""
         if not batch.documents:
             return torch.zeros(()), [torch.zeros_like(each) for each in self.parameters]
-        for layer in self.layers:
-            for projection in layer.projections:
-                projection.refresh()
-        self.slabs.clear()
-        x = self.embedding[batch.ids].float()
-        angles = self.angles(batch.positions)
+        x, angles = self.begin(batch)
         saved = [self.layer(layer, x, angles, batch) for layer in self.layers]
         loss, dx = self.loss(x, batch)
         gradients: list[list[Tensor]] = []
         for layer in reversed(self.layers):
             gradients.append(self.layer_backward(layer, dx, saved.pop(), angles, batch))
         return loss, [each for layer in reversed(gradients) for each in layer]
+
+    def score(self, batch: Batch) -> Tensor:
+        """The sum of the losses alone, in the memory of one layer."""
+        if not batch.documents:
+            return torch.zeros(())
+        x, angles = self.begin(batch)
+        for layer in self.layers:
+            self.layer(layer, x, angles, batch)
+            self.slabs.clear()
+        unit, _ = self.unit(x[batch.labelled])
+        return self.cross_entropies(unit, batch.targets)
+
+    def begin(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The first layer's input and the rows' angles; from here the adapters are as they are now."""
+        for layer in self.layers:
+            for projection in layer.projections:
+                projection.refresh()
+        self.slabs.clear()
+        return self.embedding[batch.ids].float(), self.angles(batch.positions)
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of each row's angles; attention's 1 / sqrt(head_dim) is shared by query and key."""
@@ -457,19 +477,29 @@ class Llama:
     def loss(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of cross-entropies at the labelled rows, and its gradient by `x`."""
         rows = x[batch.labelled]
-        unit = torch.zeros(len(rows) + -len(rows) % ROWS, rows.shape[1], dtype=self.dtype)
-        scale = rms_norm(rows, self.eps, out=unit[: len(rows)])
-        hidden, gradient = unit * self.norm, torch.empty_like(unit)
-        loss = torch.zeros((), dtype=torch.float64)
-        for begin in range(0, len(rows), CHUNK):
-            chunk = slice(begin, begin + CHUNK)
-            scores = hidden[chunk] @ self.head.T
-            for piece, targets in zip(scores.split(PIECE), batch.targets[chunk].split(PIECE), strict=False):
-                loss += cross_entropy(piece[: len(targets)], targets)
-            torch.mm(scores, self.head, out=gradient[chunk])
+        unit, scale = self.unit(rows)
+        gradient = torch.empty_like(unit)
+        loss = self.cross_entropies(unit, batch.targets, gradient)
         drows = torch.zeros_like(rows)
         rms_norm_backward(drows, gradient.mul_(self.norm)[: len(rows)], unit[: len(rows)], scale)
-        return loss.float(), torch.zeros_like(x).index_copy_(0, batch.labelled, drows)
+        return loss, torch.zeros_like(x).index_copy_(0, batch.labelled, drows)
+
+    def unit(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows before the last norm's weight, filled up by zeros, and 1 / rms of each."""
+        unit = torch.zeros(len(rows) + -len(rows) % ROWS, rows.shape[1], dtype=self.dtype)
+        return unit, rms_norm(rows, self.eps, out=unit[: len(rows)])
+
+    def cross_entropies(self, unit: Tensor, targets: Tensor, gradient: Tensor | None = None) -> Tensor:
+        """The sum over the rows of `unit`; its gradient by the normed rows goes into `gradient`."""
+        hidden, loss = unit * self.norm, torch.zeros((), dtype=torch.float64)
+        for begin in range(0, len(targets), CHUNK):
+            chunk = slice(begin, begin + CHUNK)
+            scores = hidden[chunk] @ self.head.T
+            for piece, labels in zip(scores.split(PIECE), targets[chunk].split(PIECE), strict=False):
+                loss += cross_entropy(piece[: len(labels)], labels)
+            if gradient is not None:
+                torch.mm(scores, self.head, out=gradient[chunk])
+        return loss.float()
 
 
 def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:

@@ -120,18 +120,42 @@ def test_a_document_does_not_see_another(profile):
         torch.testing.assert_close(both, one + other, rtol=1e-4, atol=1e-5)
 
 
-def test_only_training_is_replaced(profile):
+def test_a_loss_alone_is_the_steps_and_autograds(profile):
     model = model_of()
-    batch = padded(*documents_of([20, 9], 0.5))
+    documents, labels = documents_of([33, 7, 301], 0.6)
     with torch.no_grad():
-        before = model(**batch)
+        expected = model.eval()(**padded(documents, labels)).loss
+        cpu_llama.install(model, profile)
+        for batch in (padded(documents, labels), flat(documents, labels)):
+            found = model(**batch)
+            assert found.logits is None
+            torch.testing.assert_close(found.loss, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(model.train()(**batch).loss.detach(), found.loss)
+    with torch.no_grad():
+        assert model(**flat(*documents_of([20], 0.0))).loss == 0
+
+
+def test_logits_are_there_where_they_are_asked_for(profile, monkeypatch):
+    model = model_of().eval()
+    batch = padded(*documents_of([20, 9], 0.5))
     cpu_llama.install(model, profile)
     with torch.no_grad():
-        after = model(**batch)
-    assert torch.equal(before.logits, after.logits)
-    assert torch.equal(before.loss, after.loss)
-    assert model.train()(**batch).logits is None
-    assert model.eval()(**batch).logits is not None
+        expected = model(batch["input_ids"], batch["attention_mask"]).logits
+        monkeypatch.setenv("UNSLOTH_RETURN_LOGITS", "1")
+        assert torch.equal(model(**batch).logits, expected)
+        monkeypatch.delenv("UNSLOTH_RETURN_LOGITS")
+    assert model(**batch).logits is not None  # with gradients in eval mode, somebody explains the model
+
+
+def test_without_its_adapter_the_model_has_the_bases_loss(profile):
+    model = model_of()
+    batch = padded(*documents_of([20, 9], 0.5))
+    cpu_llama.install(model, profile)
+    with torch.no_grad(), model.disable_adapter():
+        bare = model.get_base_model()
+        without = model(**batch).loss
+        assert torch.equal(without, type(bare).forward(bare, **batch).loss)
+    assert model(**batch).loss != without
 
 
 @pytest.mark.parametrize(
