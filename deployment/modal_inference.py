@@ -223,7 +223,7 @@ def check_identity(url: str, models: dict[str, dict[str, Any]]) -> None:
 
 HOW_TO = """
 Server   {url}/v1   (GET /health, GET /v1/models, POST /v1/chat/completions, POST /v1/completions)
-Models   {models}
+Models   {models}   (GET /v1/models names all)
 Manual   deployment/README.md; all fields: https://docs.vllm.ai/en/v0.33.0/serving/openai_compatible_server/
 Page     {pages}
 
@@ -266,7 +266,8 @@ def main(minutes: int = 60) -> None:
 def after_deploy() -> None:
     """`modal deploy` runs nothing of ours behind the deployment but this, as the interpreter ends."""
     with contextlib.suppress(modal.exception.ExecutionError):  # not deployed, and the reason was printed
-        names = [item.partition("=")[0] for item in SETTINGS["FINELAB_SERVE"].split(",")]
+        named = (item.strip().rpartition("=") for item in SETTINGS["FINELAB_SERVE"].split(","))
+        names = [name or repo.partition("@")[0].partition("/")[2] for name, _, repo in named]
         print(how_to(Server.get_url(), names))
 
 

@@ -27,11 +27,13 @@ MOST_HOURS, MOST_GPUS = 23.5, 8  # Modal ends a call after 24 hours; one contain
 RETRIES = modal.Retries(max_retries=8, initial_delay=1.0, backoff_coefficient=1.0)
 CORES, MEMORY_MIB = 2.0, 8192  # beside each GPU; without a reservation it is an eighth of a core
 ON_TOP = "CPU and memory come on top"  # cards.toml has no prices of theirs
+NOTEBOOKS = ("*.ipynb", "kernel.py")  # and not what else may lie there: the Hub token
 AGAIN = 100  # sittings that follow each other before somebody should have a look
 SETTINGS = {
     "FINELAB_RUNS": RUNS,
     "FINELAB_CACHE": os.environ.get("FINELAB_CACHE", f"{RUNS}/.cache/finelab"),
     "HF_HOME": f"{RUNS}/.cache/huggingface",
+    "FINELAB_PUSHES": "0",  # the token there may be one that reads
 }
 
 
@@ -44,7 +46,7 @@ def image() -> modal.Image:
     return (
         found.uv_pip_install(requirements=[lock], extra_options="--no-deps", uv_version="0.13.9")
         .add_local_dir(ROOT / "finelab", "/root/finelab", ignore=["**/__pycache__"])
-        .add_local_dir(ROOT / "notebooks", "/root/notebooks", ignore=["**/__pycache__"])
+        .add_local_dir(ROOT / "notebooks", "/root/notebooks", ignore=~modal.FilePatternMatcher(*NOTEBOOKS))
         .add_local_file(HERE / "train_on_volume.py", "/root/train_on_volume.py")
     )
 
@@ -151,7 +153,7 @@ def run_on_modal(
     print(f"At most ${spend:.2f} are spent on GPUs, at {price}. {ON_TOP}.")
     job = {"run": run, "recipe": recipe, "changes": changes, "gpus": gpus, "hours": hours}
     job |= {"usd_per_hour": usd_per_hour, "spend_usd": spend}
-    remote = with_gpu(train, card, gpus, min(hours + 0.25, 24))
+    remote = with_gpu(train, card, gpus, min(hours + 0.25, spend / usd_per_hour))
     for number in range(1, AGAIN):
         done = remote.remote(job)
         print(f"Sitting {number}: {done['state']}. {done['said']}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 VOLUME, MANIFEST = "finelab-models", "finelab.json"  # as modal_download_model.py leaves them
+TEMPLATE = "chat_template.jinja"
 MODELS = os.environ.get("FINELAB_MODELS_DIR", "/models")  # inside a container; tests have another place
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
 PLAIN_INITS = {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}  # the others change the base's weights
@@ -104,6 +105,9 @@ def model_arguments(serve: str, max_model_len: int) -> list[str]:
         ranks = [lora_rank(name, read_json(path / "adapter_config.json")) for name, path in paths.items()]
         found += ["--enable-lora", "--max-loras", str(len(paths)), "--max-lora-rank", str(max(ranks))]
         found += ["--lora-modules", *(f"{name}={path}" for name, path in paths.items())]
+        templates = [path / TEMPLATE for path in paths.values() if (path / TEMPLATE).exists()]
+        if templates:  # the base's own may write today's date, where these were trained with another
+            found += ["--chat-template", str(templates[0])]
     return found
 
 

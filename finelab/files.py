@@ -1,7 +1,8 @@
-"""Writing so that a reader never meets half a file: temporary name, fsync, rename."""
+"""Files that a reader never meets half written, and those that people typed."""
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -46,6 +47,13 @@ def writing(path: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise LabError(f"cannot write {path}: {reason}.") from error
+
+
+def read_text(path: Path) -> str:
+    """A text that a person wrote: PowerShell writes UTF-16, Notepad a byte order mark."""
+    raw = path.read_bytes()
+    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return raw.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
 
 
 def fsync(path: Path) -> None:

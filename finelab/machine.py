@@ -273,7 +273,7 @@ def _load_in_4bit(hardware: Hardware, recipe: Recipe) -> tuple[bool, str]:
 
 def _checkpointing(hardware: Hardware, recipe: Recipe) -> tuple[str | bool, str]:
     if recipe.lora.use_gradient_checkpointing and hardware.device != "cuda":
-        return False, "memory is no limit here, recomputing costs 1.4x the time"
+        return False, "memory is no limit here, recomputing costs 1.2x the time"
     return recipe.lora.use_gradient_checkpointing, "as the recipe says"
 
 

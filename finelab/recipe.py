@@ -202,12 +202,15 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     """Apply `section.key=value` texts, values written as in TOML (a bare word is a string).
 
     Another `model.model_name` is the new `publish.base_model` too, and takes the licence away, unless they
-    are set as well: what the recipe says of its own model does not hold for another.
+    are set as well: what the recipe says of its own model does not hold for another. So other `data.sources`
+    take away the kinds of conversation that are held out, and the shares of a mix.
     """
     changes = dict(_assignment(text) for text in assignments)
     model_name = changes.get(("model", "model_name"), recipe.model.model_name)
     if model_name != recipe.model.model_name:
         changes = {("publish", "base_model"): model_name, ("publish", "license"): ""} | changes
+    if changes.get(("data", "sources"), sources := list(recipe.data.sources)) != sources:
+        changes = {("data", "heldout_sources"): [], ("data", "weights"): []} | changes
     tables: dict[str, Any] = tomllib.loads(dumps(recipe))
     for (section, key), value in changes.items():
         tables[section][key] = value

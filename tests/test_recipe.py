@@ -42,6 +42,14 @@ def test_another_model_does_not_keep_what_was_said_of_the_first(preset):
     assert same.publish == preset.publish
 
 
+def test_other_data_do_not_keep_the_kinds_that_the_first_held_out(preset):
+    other = recipe.override(preset, ['data.sources=["owner/name"]']).data
+    assert other.heldout_sources == () and preset.data.heldout_sources
+    named = recipe.override(preset, ['data.sources=["owner/name"]', 'data.heldout_sources=["b"]']).data
+    assert named.heldout_sources == ("b",)
+    assert recipe.override(preset, ['data.sources=["embedded"]']) == preset
+
+
 def test_set_reads_lists_and_whole_numbers_for_floats(preset):
     changed = recipe.override(preset, ['lora.target_modules=["q_proj"]', "training.learning_rate=1"])
     assert changed.lora.target_modules == ("q_proj",)

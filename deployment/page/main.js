@@ -113,8 +113,10 @@ export class App {
     const known = (/** @type {string} */ id, /** @type {string} */ otherwise) =>
       ids.includes(id) ? id : otherwise;
     this.settings.model = known(this.settings.model, tuned);
-    this.settings.left = known(this.settings.left, ids.find((id) => id !== tuned) ?? tuned);
-    this.settings.right = known(this.settings.right, tuned);
+    const right = known(this.settings.right, tuned);
+    const others = ids.filter((id) => id !== right); // a model is not compared with itself
+    this.settings.left = others.includes(this.settings.left) ? this.settings.left : (others[0] ?? right);
+    this.settings.right = right;
   }
 
   // ---- what the views need ----

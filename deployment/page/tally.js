@@ -3,7 +3,7 @@
 /** @typedef {import("./store.js").Record} Record */
 
 /**
- * How often each of two models won, in comparisons of these two.
+ * How often each of two models won, in comparisons of these two. With itself a model was not compared.
  * @param {Record[]} chats
  * @param {string} first
  * @param {string} second
@@ -15,7 +15,7 @@ export function tally(chats, first, second, blind) {
     if (chat.mode !== "compare") continue;
     for (const turn of chat.turns) {
       const models = turn.answers.map((answer) => answer?.model);
-      if (!turn.vote || turn.blind !== blind || !models.includes(first) || !models.includes(second)) continue;
+      if (first === second || !turn.vote || turn.blind !== blind || !models.includes(first) || !models.includes(second)) continue;
       if (turn.vote === "tie" || turn.vote === "neither") found.even++;
       else if (models[turn.vote === "left" ? 0 : 1] === first) found.first++;
       else found.second++;

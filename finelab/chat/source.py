@@ -120,7 +120,8 @@ def load_model(base: str, adapters: Mapping[str, Path], dtype: Any, device: str)
     for name, parameter in model.named_parameters():
         if "lora_" in name:  # one dtype throughout: casting at each layer would take longer than the product
             parameter.data = parameter.data.to(dtype)
-    return model.eval(), AutoTokenizer.from_pretrained(next(iter(adapters.values()), base))
+    with_tokenizer = (folder for folder in adapters.values() if (folder / "tokenizer_config.json").exists())
+    return model.eval(), AutoTokenizer.from_pretrained(next(with_tokenizer, base))
 
 
 def read_config(base: str) -> Any:

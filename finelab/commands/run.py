@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import json
 import os
 import re
 import sys
@@ -136,8 +136,8 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
         path = Path(args.data).expanduser().absolute()
         if not path.is_file():
             raise LabError(f"--data {args.data}: there is no such file ({path}).")
-        data = dataclasses.replace(preset.data, sources=(str(path),), heldout_sources=(), weights=())
-        preset = dataclasses.replace(preset, data=data)
+        source = json.dumps([str(path)], ensure_ascii=False)
+        return recipe.override(preset, [f"data.sources={source}", *args.assignments])
     return recipe.override(preset, args.assignments)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from finelab import machine
 from finelab.commands.run import named_run
 from finelab.errors import LabError
+from finelab.files import read_text
 from finelab.run import RUN_VARIABLE, default_recipe, open_run
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def read_keys(file: str | None) -> list[str]:
     if file is None:
         return [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
     try:
-        keys = Path(file).read_text(encoding="utf-8").split()
+        keys = read_text(Path(file)).split()
     except OSError as error:
         raise LabError(f"--api-key-file {file}: cannot be read ({error.strerror}).") from error
     if not keys:

@@ -9,7 +9,7 @@ from finelab.data.report import left_out, repairs, repairs_of, summary
 from finelab.data.save import load_split, save
 from finelab.data.split import question_key
 from finelab.data.standardize import Standardized, control_pattern, control_tokens, standardize
-from finelab.data.template import render
+from finelab.data.template import render, with_date
 from finelab.data.tokens import ChatTokenizer, Tokenized, tokenize
 from finelab.data.xray import IGNORE
 
@@ -40,4 +40,5 @@ __all__ = [
     "standardize",
     "summary",
     "tokenize",
+    "with_date",
 ]

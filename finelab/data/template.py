@@ -5,6 +5,8 @@ Training and serving render with the same function, so a served prompt is a trai
 
 from __future__ import annotations
 
+import copy
+import json
 from typing import Any
 
 from jinja2 import TemplateError
@@ -49,6 +51,15 @@ def render(
         date_string=date_string,
     )
     return text
+
+
+def with_date(tokenizer: Any, date_string: str) -> Any:
+    """A copy of the tokenizer whose template sets the date: servers pass none, and Llama's takes today's."""
+    dated = copy.copy(tokenizer)
+    if isinstance(tokenizer.chat_template, str) and "date_string" in tokenizer.chat_template:
+        fixed = json.dumps(date_string, ensure_ascii=False)
+        dated.chat_template = f"{{%- set date_string = {fixed} %}}{tokenizer.chat_template}"
+    return dated
 
 
 def trained_spans(

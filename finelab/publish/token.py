@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 import stat
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from finelab.errors import LabError
+from finelab.files import read_text
 from finelab.run import NOTEBOOKS
 
 FILES = (".hftoken", "token.txt")
+PUSHES_VARIABLE = "FINELAB_PUSHES"
 _TOKEN = re.compile(r"(?:hf_(?:oauth_|jwt_)?|api_org_)[A-Za-z0-9._-]{20,}")
 # In a text: not inside a longer word, but also right after a notebook's escaped newline. The Hub's own
 # tokens have 34 letters and digits, Modal's (ak- and as-) have 22.
@@ -42,7 +43,7 @@ def each_token(folder: Path = NOTEBOOKS) -> Iterator[tuple[str, str]]:
             _refuse_tracked(path)
             if can_be_read_by_others(path):
                 print(f"Other users of this machine can read your token: chmod 600 {path}")
-            yield str(path), _parse(_decode(path), str(path))
+            yield str(path), _parse(read_text(path), str(path))
     from huggingface_hub import get_token
 
     if not os.environ.get("HF_TOKEN") and (login := get_token()):  # which reads the variable first, too
@@ -53,7 +54,8 @@ def check_token(token: str | None, repo_name: str) -> str | None:
     """Say before the training whether its model can be pushed: the account, or None if that is not known.
 
     No token and no answer from the Hub are only noted: a training needs neither. LabError when the Hub
-    does not know the token, or when it may not write to `repo_name`.
+    does not know the token, or when it may not write to `repo_name`; FINELAB_PUSHES=0 says that this machine
+    only trains, so that a token that reads will do.
     """
     if token is None:
         print("No Hub token: the model will be pushed to a folder of the run.")
@@ -65,6 +67,9 @@ def check_token(token: str | None, repo_name: str) -> str | None:
     api = HfApi(token=token)
     try:
         account = api.whoami()
+        if os.environ.get(PUSHES_VARIABLE) == "0":
+            print(f"{account['name']} trains here with the token {shown(token)}, and pushes elsewhere.")
+            return str(account["name"])
         repo_id = f"{account['name']}/{repo_name}"
         _require_write(api, account, repo_id)
     except (HfHubHTTPError, OfflineModeIsEnabled, httpx.TransportError) as error:
@@ -137,13 +142,6 @@ def _parse(text: str, where: str) -> str:
     if not _TOKEN.fullmatch(value):
         raise LabError(f"{where} holds no Hub token: expected one line that begins with hf_; {_MAKE_ONE}.")
     return value
-
-
-def _decode(path: Path) -> str:
-    """PowerShell writes UTF-16, Notepad a byte order mark."""
-    raw = path.read_bytes()
-    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return raw.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
 
 
 def can_be_read_by_others(path: Path) -> bool:

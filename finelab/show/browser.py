@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
+from finelab.show.interactive import Interactive
+
 ALL = "all sources"
 IGNORE = -100
 STYLE = (
@@ -18,7 +20,10 @@ STYLE = (
 
 
 def browser(rows: Any, tokenizer: Any, raw: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """Widgets to page through `rows`, a split, source by source; `raw` gives a row as it was read."""
+    """Widgets to page through `rows`, a split, source by source; `raw` gives a row as it was read.
+
+    Without a frontend it is the first row.
+    """
     import ipywidgets as widgets
 
     places = {ALL: list(range(len(rows)))}
@@ -40,7 +45,8 @@ def browser(rows: Any, tokenizer: Any, raw: Callable[[Mapping[str, Any]], Any]) 
     source.observe(choose, names="value")
     number.observe(show, names="value")
     show()
-    return widgets.VBox([widgets.HBox([source, number]), picture])
+    box = widgets.VBox([widgets.HBox([source, number]), picture])
+    return Interactive(box, picture.value, tokenizer.decode(rows[0]["input_ids"]))
 
 
 def row_html(raw: Any, tokenizer: Any, row: Mapping[str, Any]) -> str:

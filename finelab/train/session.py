@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finelab.adapter import save_on_published_base
+from finelab.data import with_date
 from finelab.errors import LabError
 from finelab.files import staged, writing
 from finelab.machine import peak_memory_bytes, release_memory, require_free_space, versions
@@ -234,7 +235,7 @@ class Session:
             return
         with staged(self.run.adapter) as stage:
             save_on_published_base(trainer.model, stage, self.run, state_dict=weights)
-            trainer.processing_class.save_pretrained(stage)
+            with_date(trainer.processing_class, self.run.recipe.data.date_string).save_pretrained(stage)
         final = newest_whole(self.run.checkpoints)
         certificate = final.certificate if final else {}
         seconds = final.elapsed_s if final else self.elapsed_s

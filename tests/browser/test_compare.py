@@ -112,6 +112,18 @@ def test_any_two_models_of_the_server(page, server):
     assert {body["model"] for body in server.chats()} == {"tuned", "r64"}
 
 
+def test_a_model_that_is_gone_is_not_replaced_by_the_other_one(page, server):
+    server.models.append(model("r64", "base"))
+    page.goto(server.url)
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.get_by_label("Second model").select_option("r64")
+    page.get_by_label("First model").select_option("tuned")
+    server.models.pop()
+    page.reload()
+    expect(page.get_by_label("First model")).to_have_value("base")
+    expect(page.get_by_label("Second model")).to_have_value("tuned")
+
+
 def test_with_one_model_there_is_nothing_to_compare(page, server):
     del server.models[1]
     page.goto(server.url)

@@ -79,6 +79,15 @@ def expected(folders):
     return found
 
 
+def test_an_adapter_without_a_tokenizer_takes_the_others_or_the_bases(folders, expected, tmp_path):
+    base, first, second = folders
+    for name in ("bare", "model"):
+        shutil.copytree({"bare": first, "model": base}[name], tmp_path / name)
+    (tmp_path / "bare" / "tokenizer_config.json").unlink()
+    (tmp_path / "bare" / "tokenizer.json").unlink()
+    assert list(answers((base, tmp_path / "bare", second), "a", "b").values()) == expected
+
+
 @pytest.mark.parametrize(
     "names", [("llama-3.2-1b", "train"), ("eval", "keys"), ("half", "a name"), ("__base__", "adapter_0")]
 )

@@ -37,7 +37,7 @@ def test_without_jupyterlab_it_says_where_the_notebooks_are_opened(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def test_the_notebooks_open_the_run_that_is_named(tmp_path, monkeypatch):
+def test_the_notebooks_open_the_run_that_is_named(tmp_path, monkeypatch, capsys):
     """The kernels have JupyterLab's environment."""
     opened = []
     lab = types.ModuleType("jupyterlab.labapp")
@@ -54,3 +54,4 @@ def test_the_notebooks_open_the_run_that_is_named(tmp_path, monkeypatch):
     ((run, arguments),) = opened
     assert (run.folder, run.recipe.name) == (tmp_path / "mine", "llama-3.2-3b")
     assert arguments[-1] == "--no-browser"
+    assert f"The run's recipe: {tmp_path / 'mine' / 'recipe.toml'}" in capsys.readouterr().out

@@ -32,6 +32,9 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
     assert read_keys(None) == ["one", "two"]
     (tmp_path / "keys").write_text("three\nfour\n")
     assert read_keys(str(tmp_path / "keys")) == ["three", "four"]
+    for encoding in ("utf-16", "utf-8-sig"):  # PowerShell's and Notepad's
+        (tmp_path / "keys").write_text("three\r\n", encoding=encoding)
+        assert read_keys(str(tmp_path / "keys")) == ["three"]
 
 
 def test_a_key_file_that_is_missing_or_empty_is_named(tmp_path):

@@ -10,7 +10,7 @@ from contextlib import closing
 import httpx
 import pytest
 
-from tests.conformance.conftest import EXTERNAL, error_of
+from tests.conformance.conftest import EXTERNAL
 from tests.conformance.server import Server, command, load_of, wait_for
 
 pytestmark = [
@@ -51,17 +51,14 @@ def test_a_stopping_server_finishes_what_it_took(server):
 
 
 def refused_when_stopping(kept):
-    """A kept connection is answered 503, a new one is not taken."""
+    """A new request is not taken, on a kept connection either."""
 
     def stopping():
         try:
-            response = kept.post("/v1/completions", json={**LONG, "max_tokens": 1})
+            kept.post("/v1/completions", json={**LONG, "max_tokens": 1})
         except httpx.TransportError:
             return True
-        if response.status_code == 503:
-            assert error_of(response)["code"] == "stopping"
-            assert int(response.headers["retry-after"]) >= 1
-        return response.status_code == 503
+        return False
 
     wait_for(stopping)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from finelab import LabError
 from finelab.data.dialects import Unusable
-from finelab.data.template import ChatTemplate, render, trained_spans
+from finelab.data.template import ChatTemplate, render, trained_spans, with_date
 
 DATE = "26 Jul 2024"
 TRL = Path(importlib.util.find_spec("trl").submodule_search_locations[0], "chat_templates")
@@ -98,6 +98,20 @@ def test_one_rendering_finds_what_the_prompts_for_each_answer_find(tokenizer, ch
 def test_a_served_prompt_is_how_the_trained_text_begins(tokenizer, chat):
     text, spans = chat.spans([USER, ANSWER, USER, ANSWER])
     assert text[: spans[1][0]] == render(tokenizer, [USER, ANSWER, USER], DATE, add_generation_prompt=True)
+
+
+def test_a_server_that_passes_no_date_writes_the_trained_one(tokenizer):
+    llama = with_template(tokenizer, TEMPLATES["llama3_2"])
+    shipped = with_date(llama, "1 Mai 2025 \"in 'quotes'")
+    trained = render(llama, [USER], "1 Mai 2025 \"in 'quotes'", add_generation_prompt=True)
+    assert "1 Mai 2025" in trained
+    assert shipped.apply_chat_template([USER], tokenize=False, add_generation_prompt=True) == trained
+    assert render(shipped, [USER], DATE, add_generation_prompt=True) == trained
+    assert render(llama, [USER], DATE) != trained  # the tokenizer in memory is as it was
+
+
+def test_a_template_without_a_date_is_shipped_as_it_is(tokenizer):
+    assert with_date(tokenizer, DATE).chat_template == tokenizer.chat_template
 
 
 def test_a_call_is_learned_and_its_result_is_not(tokenizer):

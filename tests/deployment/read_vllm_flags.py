@@ -14,6 +14,7 @@ USED = """
     --served-model-name --port --dtype --max-model-len --max-num-seqs --shutdown-timeout --middleware
     --enable-request-id-headers --enable-prompt-tokens-details --sse-keep-alive-interval --enforce-eager
     --enable-sleep-mode --enable-lora --max-loras --max-lora-rank --lora-modules
+    --chat-template
 """
 FRONTEND, ENGINE = "vllm/entrypoints/common/cli_args.py", "vllm/engine/arg_utils.py"
 

@@ -118,7 +118,7 @@ def test_the_two_commands_of_the_readme(modal, hub, tmp_path):
     assert code == 0, output
     code, output = modal.command("run", SCRIPT, "--minutes", "0")
     assert code == 0, output
-    assert "Models   base, tuned\n" in output
+    assert "Models   base, tuned " in output
     assert f"not compared, {run / 'served-check.json'} is not there" in output
     assert f"--lora-modules tuned={modal.volume('finelab-models') / 'me/lora'}" in output
     assert "vllm drained" in output and modal.exit_codes["Server"] == [0]
@@ -127,13 +127,16 @@ def test_the_two_commands_of_the_readme(modal, hub, tmp_path):
 @on_linux
 def test_modal_deploy_asks_for_what_the_readme_says_and_tells_how_to_call_it(modal, models):
     code, output = modal.command(
-        "deploy", SCRIPT, FINELAB_SERVE="base=org/base", FINELAB_ALLOWED_ORIGINS="https://me-chat.hf.space"
+        "deploy",
+        SCRIPT,
+        FINELAB_SERVE="base=org/base, me/first@c0ffee",
+        FINELAB_ALLOWED_ORIGINS="https://me-chat.hf.space",
     )
     assert code == 0, output
     assert modal.app_states == ["APP_STATE_DEPLOYED"]
     url = re.search(r"Server +(http://\S+)/v1", output)[1]
     assert f"curl {url}/v1/chat/completions" in output and "Page     https://me-chat.hf.space" in output
-    assert "Models   base" in output and "Traceback" not in output
+    assert "Models   base, first   (GET /v1/models names all)" in output and "Traceback" not in output
 
     asked = modal.functions["Server"]
     gpu, scaling = asked.resources.gpu_config, asked.autoscaler_settings
@@ -250,6 +253,10 @@ def test_vllm_knows_every_flag(inference, tmp_path):
     assert told.model == str(tmp_path / "org/base") and told.served_model_name == ["base"]
     assert told.enable_lora and (told.max_loras, told.max_lora_rank) == (2, 64)
     assert told.lora_modules == [f"first={tmp_path / 'me/first'}", f"b={tmp_path / 'me/second'}"]
+    assert told.chat_template is None  # the base's
+    (tmp_path / "me/second" / "chat_template.jinja").write_text("trained with")
+    told = parsed(script.vllm_command("me/first,b=me/second"))
+    assert told.chat_template == str(tmp_path / "me/second" / "chat_template.jinja")
     assert told.max_model_len == 2048  # the model's own limit, which is under ours
     assert told.dtype == "auto" and told.enforce_eager and told.enable_sleep_mode  # the files' own dtype
     assert told.middleware == ["gate.Gate"]

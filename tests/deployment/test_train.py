@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_run_whose_container_is_taken_back_goes_on_in_another(modal):
     asked = modal.functions["train"]
     assert (asked.resources.gpu_config.gpu_type, asked.resources.gpu_config.count) == ("L4", 1)
     assert (asked.resources.milli_cpu, asked.resources.memory_mb) == (2000, 8192)
-    assert asked.timeout_secs == 6.25 * 3600 and asked.retry_policy.retries == 8
+    assert asked.timeout_secs == round(1 / 0.7992 * 3600) and asked.retry_policy.retries == 8
     assert [mount.mount_path for mount in asked.volume_mounts] == [str(run.parent)]
     assert modal.committed.count("vo-finelab-runs") >= 2
     assert len(modal.processes["train"]) == 2 and modal.exit_codes["train"][0] == -signal.SIGKILL
@@ -72,6 +73,14 @@ def test_a_run_whose_container_is_taken_back_goes_on_in_another(modal):
     assert "--no-deps" in image and "python:3.12" in image
     assert {"/root/finelab/run.py", "/root/notebooks/03_train.ipynb"} <= modal.mounted("train")
     assert not [path for path in modal.mounted("train") if "__pycache__" in path]
+
+
+def test_a_token_beside_the_notebooks_stays_here(script):
+    import modal
+
+    left_out = ~modal.FilePatternMatcher(*script("modal_train").NOTEBOOKS)
+    assert all(left_out(Path(name)) for name in (".hftoken", "token.txt", ".env", "__pycache__/kernel.pyc"))
+    assert not any(left_out(Path(name)) for name in ("03_train.ipynb", "kernel.py"))
 
 
 @on_linux

@@ -130,6 +130,14 @@ def test_a_token_that_the_hub_does_not_know_is_refused(server):
         check_token("hf_" + "a1b2c3d4e5" * 3, "model")
 
 
+def test_a_machine_that_only_trains_takes_a_token_that_reads(server, capsys, monkeypatch):
+    monkeypatch.setenv("FINELAB_PUSHES", "0")
+    assert check_token(server.token("alice", "read"), "model") == "alice"
+    assert "alice trains here" in capsys.readouterr().out
+    with pytest.raises(LabError, match="does not accept the token"):
+        check_token("hf_" + "a1b2c3d4e5" * 3, "model")
+
+
 @pytest.mark.parametrize("status", [429, 500])
 def test_a_hub_that_cannot_answer_stops_no_training(server, capsys, status):
     server.fail("/api/whoami-v2", status=status)

@@ -36,7 +36,9 @@ def test_a_row_is_shown_as_read_as_text_and_with_the_learned_part_marked(rows, t
 
 def test_one_pages_through_the_rows_of_a_source(rows, tokenizer):
     asked_for = []
-    box = show.browser(rows, tokenizer, lambda row: asked_for.append(row["row"]) or {})
+    shown = show.browser(rows, tokenizer, lambda row: asked_for.append(row["row"]) or {})
+    assert "say one" in shown.html and "say one" in repr(shown)  # where no frontend draws the widgets
+    box = shown.widget
     (source, number), picture = box.children[0].children, box.children[1]
     assert source.options == ("all sources", "first", "second")
     source.value = "second"
