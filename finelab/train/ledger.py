@@ -99,8 +99,8 @@ def settle(run: Run, profile: Profile, trainer: Any) -> str:
     """Hold the plan of a finished run against what it took: the table of predicted, actual and error.
 
     Recorded in the evidence; an error is actual / predicted - 1. When this process did the training, all of
-    it on one machine and for SHORTEST_S at least, the run also enters the ledger. LabError when the run was
-    not planned.
+    it on one machine, to its last step and for SHORTEST_S at least, the run also enters the ledger. LabError
+    when the run was not planned.
     """
     plan = run.evidence().get("plan", {})
     if not plan:
@@ -112,7 +112,8 @@ def settle(run: Run, profile: Profile, trainer: Any) -> str:
         run.record("plan", {"actual": actual, "error": error})
         plan |= {"actual": actual, "error": error}
     one_machine = len(set(run.evidence()["training"].get("machines", []))) <= 1
-    if trained_here and one_machine and plan["actual"]["seconds"] >= SHORTEST_S:
+    whole = one_machine and plan["actual"]["steps"] == plan["predicted"]["steps"]
+    if trained_here and whole and plan["actual"]["seconds"] >= SHORTEST_S:
         _remember(machine_key(run.recipe, profile), plan)
     return table(plan)
 

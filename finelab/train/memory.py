@@ -295,8 +295,8 @@ def nearest_fit(
 ) -> Fit | None:
     """The first setting that fits into `capacity` bytes, tried from the mildest change to the strongest.
 
-    A smaller micro-batch with more accumulation (their product stays), then shorter rows, then a base in
-    4 bit, then a smaller model; None when nothing fits.
+    Checkpointing on a card, then a smaller micro-batch with more accumulation (their product stays), shorter
+    rows, a base in 4 bit, a smaller model; None when nothing fits.
     """
     for name, tried in _models(model, shape):
         for wanted, group in _settings(start, accumulation):
@@ -317,7 +317,10 @@ def _settings(start: Setting, accumulation: int) -> Iterator[tuple[Setting, int]
     lengths = [start.length]
     while lengths[-1] // 2 >= SHORTEST_LENGTH:
         lengths.append(lengths[-1] // 2)
+    yield start, accumulation
     bits = [start.weight_bits, 4] if start.device == "cuda" else [start.weight_bits]
+    if start.device == "cuda" and not start.use_gradient_checkpointing:
+        start = dataclasses.replace(start, use_gradient_checkpointing="unsloth")
     for weight_bits, length, batch_size in itertools.product(bits, lengths, sizes):
         changed = dataclasses.replace(start, weight_bits=weight_bits, length=length, batch_size=batch_size)
         yield changed, product // batch_size
@@ -329,6 +332,8 @@ def _changes(model: str, start: Setting, name: str, wanted: Setting, group: int)
         yield f"model {name}"
     if wanted.weight_bits != start.weight_bits:
         yield "model.load_in_4bit=true"
+    if wanted.use_gradient_checkpointing != start.use_gradient_checkpointing:
+        yield f'lora.use_gradient_checkpointing="{wanted.use_gradient_checkpointing}"'
     if wanted.length != start.length:
         yield f"model.max_seq_length={wanted.length}"
     if wanted.batch_size != start.batch_size:

@@ -45,7 +45,7 @@ from finelab.train.probe import Probe, probe, timed_look, timed_save
 DRIFT = 0.10  # the least half-width of a probe's band: one batch again and again for 100 s varied by +-10 %
 CPU_ADAM_S = 3.5e-9  # clipping and AdamW take so long for each trained parameter
 LEDGER_BAND = 0.15  # of a time from earlier runs, whose rows may have been of other lengths
-SAVE_TOTAL_LIMIT = 2  # as notebook 03 saves
+SAVE_TOTAL_LIMIT = 2  # as notebook 03 saves; with early stopping the best one too
 
 
 # Batches
@@ -346,7 +346,7 @@ def make_plan(
         memory_needed_bytes=needed,
         memory_capacity_bytes=capacity,
         fits=_fits(recipe, shape, setting, work.longest, needed, capacity),
-        disk=disk(shape, setting, SAVE_TOTAL_LIMIT),
+        disk=disk(shape, setting, SAVE_TOTAL_LIMIT + (recipe.training.early_stopping_patience > 0)),
         merge_memory_bytes=merge_memory(shape, recipe.lora.target_modules),
         publish_memory_bytes=publish_memory(shape, setting) if profile.device == "cuda" else 0,
         cloud=cloud,
@@ -441,14 +441,22 @@ def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
 def _whole_rate(rate: Rate, run: Run, profile: Profile, trainer: Any, steps: int) -> Rate:
     """The probe's rate with what no probe of micro-batches sees: optimizer steps, saves and looks."""
     trained = sum(each.numel() for each in trainer.model.parameters() if each.requires_grad)
-    saves = math.ceil(steps / trainer.args.save_steps) if trainer.args.save_strategy == "steps" else 0
+    args, saves = trainer.args, 0
+    looks = args.eval_steps if args.eval_strategy == "steps" else 0
+    if args.save_strategy == "steps":
+        # with early stopping each look saves, as it may be the best
+        saves = stops(steps, args.save_steps, looks * args.load_best_model_at_end)
     beside_s = saves * timed_save(run.checkpoints, 12 * trained)  # the adapter and Adam's moments in float32
     if profile.device == "cpu":
         beside_s += steps * trained * CPU_ADAM_S
-    if trainer.args.eval_strategy == "steps":
-        looks = steps // trainer.args.eval_steps + trainer.args.eval_on_start
-        beside_s += looks * timed_look(trainer)
+    if looks:
+        beside_s += (stops(steps, looks) + args.eval_on_start) * timed_look(trainer)
     return dataclasses.replace(rate, beside_s=beside_s)
+
+
+def stops(steps: int, *every: int) -> int:
+    """After how many of the steps something is done: each so many, and the last."""
+    return len({step for each in every if each for step in range(each, steps + 1, each)} | {steps})
 
 
 def _as_trained(recipe: Recipe, profile: Profile, args: Any) -> tuple[Recipe, Profile]:

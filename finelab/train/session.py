@@ -30,6 +30,7 @@ from finelab.train.checkpoint import (
     rotate,
     seal,
 )
+from finelab.train.look import mean_over_tokens
 from finelab.train.stop import Stop
 
 GO_ON = "run this notebook again, or the same lab.py command, to go on"
@@ -115,6 +116,7 @@ class Session:
             self._alone(),
             clear_errors(self._checkpoints, args.per_device_train_batch_size),
             watching(trainer, chain),
+            mean_over_tokens(trainer),
             self._stop.listening(),
         ):
             self._chain = chain
@@ -273,7 +275,8 @@ class Session:
     def _machine(self) -> str:
         """This machine, as far as the evidence tells it from another one."""
         machine = self.run.evidence().get("machine", {})
-        return f"{machine.get('device')}, {machine.get('cores')} cores"
+        processes = f", {size} processes" if (size := distributed.world().size) > 1 else ""
+        return f"{machine.get('device')}, {machine.get('cores')} cores{processes}"
 
     def _peak_memory_bytes(self) -> int:
         """The most memory so far, earlier sittings included."""

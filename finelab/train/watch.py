@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import importlib.util
 import math
 import statistics
@@ -14,7 +15,7 @@ from finelab.errors import LabError
 from finelab.machine import peak_memory_bytes
 from finelab.run import Run
 from finelab.show import Live, loss_curve, png
-from finelab.train.curve import Curve, curve
+from finelab.train.curve import Curve, Growing
 
 WINDOW = 20  # logs, over which a loss or a rate is judged
 GROUPED_WINDOW = 50  # with length grouping rows are sorted within 50 batches, and short rows lose more
@@ -37,12 +38,13 @@ def watch(run: Run) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.sitting = Sitting.begin(run, state)
             self.live, self.line, self.warned = Live(), "", set[str]()
+            self.growing = Growing()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_log |= control.should_save  # no checkpoint before its loss was judged
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
-            self.points = curve(state.log_history)
+            self.points = self.growing.read(state.log_history)
             if not self.points.losses or not {"loss", "eval_loss"} & logs.keys():
                 return
             self.line = self.sitting.line(state, self.points)
@@ -96,8 +98,7 @@ class Sitting:
 
     def rates(self, points: Curve) -> list[float]:
         """The tokens per second of each log of this sitting: an earlier one may have had another machine."""
-        pairs = zip(points.steps, points.tokens_per_s, strict=True)
-        return [rate for step, rate in pairs if step > self.step]
+        return points.tokens_per_s[bisect.bisect(points.steps, self.step) :]
 
     def line(self, state: Any, points: Curve) -> str:
         """One line of progress, as `commands/progress.py` finds it: it begins with "step "."""
@@ -141,11 +142,11 @@ def window_of(args: Any) -> int:
 
 def fault(sitting: Sitting, limit: float, args: Any, state: Any, points: Curve) -> str | None:
     """Why training must not go on, and what to do, if so."""
+    if what := not_finite(state.log_history, args.fp16):
+        return not_finite_text(what, state.global_step, args)
     first = sitting.step == 0 and len(points.losses) == 1
     if first and points.losses[0] > limit:
         return first_loss_text(points.losses[0], limit)
-    if what := not_finite(state.log_history, args.fp16):
-        return not_finite_text(what, state.global_step, args)
     if rise := divergence(points.losses, limit, window_of(args)):
         return divergence_text(*rise, state.global_step, args)
     return None
@@ -242,7 +243,9 @@ def slowdown(tokens_per_s: Sequence[float], window: int) -> tuple[float, float] 
     """
     if len(tokens_per_s) < 2 * window:
         return None
-    now, usual = statistics.median(tokens_per_s[-window:]), statistics.median(tokens_per_s)
+    import numpy as np
+
+    now, usual = float(np.median(tokens_per_s[-window:])), float(np.median(tokens_per_s))
     return (now, usual) if now < SLOW * usual else None
 
 

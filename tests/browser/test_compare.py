@@ -120,6 +120,7 @@ def test_a_model_that_is_gone_is_not_replaced_by_the_other_one(page, server):
     page.get_by_label("First model").select_option("tuned")
     server.models.pop()
     page.reload()
+    page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.get_by_label("First model")).to_have_value("base")
     expect(page.get_by_label("Second model")).to_have_value("tuned")
 

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from finelab.train import curve, first_and_last
+from finelab.train.curve import Growing
 
 
 def logged(step, loss=1.0, **more):
@@ -31,6 +32,13 @@ def test_validation_losses_stand_at_their_own_steps():
 
 def test_the_token_rate_is_that_between_two_logs():
     assert curve([counted(1, 100, 2.0), counted(2, 400, 4.0)]).tokens_per_s == [50.0, 150.0]
+
+
+def test_a_log_that_grows_gives_the_same_curve():
+    log = [counted(1, 100, 2.0), {"eval_loss": 1.4, "eval_runtime": 3.0, "step": 1}, counted(2, 400, 7.0)]
+    growing = Growing()
+    for length in range(len(log) + 1):
+        assert growing.read(log[:length]) == curve(log[:length])
 
 
 def test_the_time_of_an_evaluation_is_not_the_trainings():

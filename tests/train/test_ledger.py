@@ -117,6 +117,11 @@ def test_a_run_of_seconds_corrects_nothing(planned, profile, preset):
     assert correction(machine_key(preset, profile)) == ledger.NONE
 
 
+def test_a_run_that_stopped_early_corrects_nothing(planned, profile, preset):
+    settle(planned(took=TOOK | {"steps": TOOK["steps"] - 1}), profile, Trainer())
+    assert correction(machine_key(preset, profile)) == ledger.NONE
+
+
 def test_a_run_of_two_machines_corrects_neither(planned, profile, preset):
     settle(planned(took=TOOK | {"machines": ["T4", "RTX 5000"]}), profile, Trainer())
     assert correction(machine_key(preset, profile)) == ledger.NONE

@@ -211,6 +211,12 @@ def micro(batch_size):
     )
 
 
+def test_checkpointing_is_milder_than_a_smaller_batch():
+    start = dataclasses.replace(BIG, use_gradient_checkpointing=False)
+    fit = nearest_fit("Llama-3.2-3B", SHAPES["Llama-3.2-3B"], start, 2, 16 * GIB)
+    assert fit.changes == ('lora.use_gradient_checkpointing="unsloth"',)
+
+
 @pytest.mark.parametrize(
     "capacity_gib, changes",
     [

@@ -115,6 +115,13 @@ def test_a_model_that_starts_as_if_it_knew_nothing_is_stopped_at_its_first_step(
     assert lines(capsys.readouterr().out)[-1].startswith("step 1/8")
 
 
+def test_a_first_loss_that_is_infinite_is_no_number(run, trainer_of):
+    trainer = trainer_of(run)
+    trainer.compute_loss = lambda model, inputs, **kwargs: model(**inputs).loss * math.inf
+    with pytest.raises(LabError, match=r"the loss is inf at step 1: training on would only write broken"):
+        trainer.train()
+
+
 def test_a_resumed_run_is_not_held_against_the_limit_of_a_first_step(run, trainer_of, tmp_path, capsys):
     trainer_of(run, save_strategy="steps", save_steps=4).train()
     strict = Run(run.folder, recipe.override(run.recipe, ["training.max_first_loss=3.0"]))

@@ -1,0 +1,41 @@
+"""The loss of a look at the validation rows, by the real trainer, in micro-batches of several sizes."""
+
+import numpy as np
+import pytest
+from transformers import Trainer, TrainingArguments
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from finelab.evaluate import response_nll
+from finelab.train.look import mean_over_tokens
+from tests.tiny import base_model, with_adapter
+
+LABELLED = (1, 9, 2, 30, 3)
+
+
+def rows():
+    ids = [[3 + (i * k) % 90 for i in range(count + 4)] for k, count in enumerate(LABELLED, 1)]
+    return [{"input_ids": each, "labels": [-100] * 4 + each[4:]} for each in ids]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_it_is_the_mean_over_tokens_in_micro_batches_of_any_size(tmp_path, size):
+    model = with_adapter(base_model())
+    nats, tokens = response_nll(model, {key: [row[key] for row in rows()] for key in rows()[0]}).sum(axis=0)
+    assert tokens == sum(LABELLED)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_eval_batch_size=size,
+            prediction_loss_only=True,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        ),
+        eval_dataset=rows(),
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=0),
+    )
+    with mean_over_tokens(trainer):
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    own = trainer.evaluate()["eval_loss"]  # the trainer's own is as it was before
+    assert size == len(LABELLED) or not np.isclose(own, nats / tokens, rtol=1e-4)
