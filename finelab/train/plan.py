@@ -41,6 +41,7 @@ from finelab.train.memory import (
     shape_of,
 )
 from finelab.train.probe import Probe, probe, timed_look, timed_save
+from finelab.train.tuner import out_of_memory
 
 DRIFT = 0.10  # the least half-width of a probe's band: one batch again and again for 100 s varied by +-10 %
 CPU_ADAM_S = 3.5e-9  # clipping and AdamW take so long for each trained parameter
@@ -422,9 +423,18 @@ def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
     schedule = schedule_of(recipe, flattens(trainer))
     lengths, trained = token_counts(trainer.train_dataset)
     squares = row_squares(trainer.train_dataset, lengths)
-    measured = probe(trainer, schedule.epoch(lengths), lengths)
     shape = shape_from_config(trainer.model.config.to_dict())
     work = workload(lengths, trained, schedule, squares)
+    try:
+        measured = probe(trainer, schedule.epoch(lengths), lengths)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        estimate = make_plan(recipe, profile, shape, work, None)
+        raise LabError(
+            "there is not enough memory for these batches. The estimate, which knows no other program that "
+            f"holds some:\n{estimate}"
+        ) from error
     plan = make_plan(
         recipe,
         profile,

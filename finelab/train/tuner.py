@@ -25,6 +25,7 @@ from finelab.machine import Profile, release_memory
 from finelab.recipe import SAMPLING, Recipe
 from finelab.run import Run
 from finelab.show import Live
+from finelab.train import memory
 from finelab.train.batches import (
     batching,
     collator,
@@ -159,7 +160,11 @@ def _tuned(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) ->
     picked = rows.select(chosen)
     capacity = profile.hardware.gpu_memory_bytes or profile.hardware.memory_bytes
 
+    shape = memory.shape_from_config(model.config.to_dict())
+
     def measure(setting: Setting) -> Measured | None:
+        if profile.device == "cpu" and needed_bytes(setting, run.recipe, profile, shape, lengths) > capacity:
+            return None
         return trial(setting, run, profile, model, tokenizer, picked)
 
     if profile.device == "cuda":
@@ -168,6 +173,17 @@ def _tuned(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) ->
     tuned = Search(measure, reference, data, capacity).run(can_leave_autocast)
     keep(run, profile, tuned)
     return tuned
+
+
+def needed_bytes(
+    setting: Setting, recipe: Recipe, profile: Profile, shape: memory.ModelShape, lengths: Sequence[int]
+) -> int:
+    """The estimate for the largest micro-batch: without a card Linux ends a process whose memory is over."""
+    rows = setting.per_device_train_batch_size
+    longest = sorted([recipe.model.max_seq_length] * rows if setting.packing else lengths)[-rows:]
+    wanted = memory.setting_of(recipe, profile, len(longest), math.ceil(sum(longest) / len(longest)))
+    wanted = dataclasses.replace(wanted, use_gradient_checkpointing=setting.gradient_checkpointing)
+    return sum(memory.memory(shape, wanted).values())
 
 
 def untimed(run: Run, profile: Profile) -> Tuned:

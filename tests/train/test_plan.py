@@ -532,6 +532,25 @@ def test_looks_on_the_way_are_in_the_plan(ledger_here, run, profile, trainer_of,
     assert [round(planned[start].predicted["seconds"], -3) for start in (False, True)] == [3000, 4000]
 
 
+def test_batches_that_do_not_fit_end_with_the_estimate(ledger_here, run, profile, trainer_of):
+    import torch
+
+    def training_step(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    trainer = trainer_of(rows_of(30))
+    trainer.training_step = training_step
+    with pytest.raises(LabError, match="not enough memory for these batches") as raised:
+        plan_training(run, profile, trainer)
+    said = str(raised.value)
+    assert all(part in said for part in ("weights", "activations", "optimizer", "to spare"))
+    assert "plan" not in run.evidence()
+    del trainer.training_step
+    trainer.training_step = lambda *args: (_ for _ in ()).throw(RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        plan_training(run, profile, trainer)
+
+
 def test_a_plan_of_flat_batches_counts_no_padding_and_follows_what_the_trainer_was_given(
     ledger_here, run, profile, trainer_of, tokenizer
 ):

@@ -10,6 +10,7 @@ import pytest
 
 from finelab import LabError, machine, recipe
 from finelab.train import Session, tuner
+from finelab.train.memory import SHAPES
 from finelab.train.probe import prepared
 from finelab.train.tuner import (
     LOSS_TOLERANCE,
@@ -21,6 +22,7 @@ from finelab.train.tuner import (
     first_batch,
     keep,
     micro_batches,
+    needed_bytes,
     out_of_memory,
     read,
     recorded,
@@ -219,6 +221,24 @@ def test_a_long_run_gives_the_search_three_per_cent_of_its_time():
     found = Search(Machine(lambda setting: 1000).measure, START, Rows(500, 1000, 4e6), MEMORY)
     found.run(False)
     assert found.limit_s == pytest.approx(0.03 * 4000)
+
+
+def test_without_a_card_what_would_fill_the_memory_is_not_tried(preset, profile):
+    """Linux would end the kernel, not the trial."""
+    shape, lengths = SHAPES["Llama-3.2-1B"], [100] * 20 + [2000] * 4
+    needed = [
+        needed_bytes(
+            dataclasses.replace(START, per_device_train_batch_size=rows), preset, profile, shape, lengths
+        )
+        for rows in (1, 2, 4, 8)
+    ]
+    step = needed[1] - needed[0]  # one more of the longest rows, without the logits' share, which ends early
+    assert 0 < needed[2] - needed[1] <= 2 * step
+    assert needed[3] - needed[2] < step  # the next longest are short
+    packed = dataclasses.replace(START, per_device_train_batch_size=8, packing=True)
+    assert needed_bytes(packed, preset, profile, shape, lengths) > needed[3]
+    kept = dataclasses.replace(START, gradient_checkpointing=True)
+    assert needed_bytes(kept, preset, profile, shape, lengths) < needed[1]
 
 
 # The record
