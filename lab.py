@@ -121,7 +121,8 @@ def wanted_stamp(root: Path, lock: str) -> Dict[str, str]:
     return {
         "lock": lock,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "root": str(root),
+        # escaped, so that an older lab.py's finelab.pth of a folder with other letters is written anew
+        "root": str(root).encode("ascii", "backslashreplace").decode("ascii"),
     }
 
 
@@ -155,9 +156,17 @@ def install(root: Path, venv: Path, lock: str) -> None:
             _create(venv)
         _write_stamp(venv, {"lock": lock})  # not ready, but begun
         _install_packages(root, venv, lock)
-        (site_packages(venv) / "finelab.pth").write_text(str(root) + "\n", encoding="utf-8")
+        link(root, venv)
         _write_stamp(venv, stamp)
         print("ready after %s" % _clock(time.monotonic() - started), file=sys.stderr, flush=True)
+
+
+def link(root: Path, venv: Path) -> None:
+    """Let the environment's Python find the library in `root`, from any folder."""
+    # Before 3.13 Python reads this file in the locale's encoding, so it is ASCII: a line of code, with bytes.
+    line = "import os, sys; root = os.fsdecode(%r); root in sys.path or sys.path.append(root)\n"
+    text = line % os.fsencode(str(root))
+    (site_packages(venv) / "finelab.pth").write_text(text, encoding="ascii")
 
 
 def _write_stamp(venv: Path, stamp: Dict[str, str]) -> None:
@@ -280,7 +289,7 @@ def explain(lines: List[str]) -> str:
     """One sentence for a pip that failed, from what it printed."""
     text = "\n".join(lines)
     if NO_DISK.search(text):
-        return "the disk is full: free some space (5 GB are enough) and run the same command again"
+        return "the disk is full: free some space and run the same command again"
     if NO_NETWORK.search(text):
         return "no network: pip cannot reach the package index (%s)" % _last_line(lines)
     return "pip could not install the packages (%s)" % _last_line(lines)
@@ -395,7 +404,8 @@ def start(python: Path, arguments: List[str]) -> int:
     """Run `python -m finelab ARGUMENTS` in the user's folder and return its exit code."""
     # Containers often set this; every kernel would then compile torch and its friends anew (8 s).
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [str(python), "-m", "finelab", *arguments]
+    # -P: or what lies in the user's folder, a queue.py, would be imported in the place of the library's own
+    command = [str(python), "-P", "-m", "finelab", *arguments]
     if os.name != "nt":
         os.execv(command[0], command)  # one process: a signal, kill -9 too, reaches the command
     child = subprocess.Popen(command)
@@ -406,17 +416,24 @@ def start(python: Path, arguments: List[str]) -> int:
             continue
 
 
+def python_for_help(venv: Path) -> Path:
+    """The environment's Python where it was installed to its end, for any lock and place, else this one."""
+    if "root" in read_stamp(venv) and _has_base_python(venv):
+        return python_of(venv)
+    check_python(sys.version_info)
+    return Path(sys.executable)
+
+
 def main(arguments: List[str]) -> int:
     """Set up what is missing and hand over to the command; returns the exit code."""
     try:
+        venv = Path(os.environ.get("FINELAB_VENV") or ROOT / ".venv").resolve()
         if not arguments or {"-h", "--help"} & set(arguments):
-            check_python(sys.version_info)
             os.environ["PYTHONPATH"] = str(ROOT)  # help needs no packages, so nothing is installed
-            return start(Path(sys.executable), arguments or ["--help"])
+            return start(python_for_help(venv), arguments or ["--help"])
         if arguments[0] not in COMMANDS:
             known = ", ".join(COMMANDS)
             raise SetupError("there is no command %r; there are: %s" % (arguments[0], known))
-        venv = Path(os.environ.get("FINELAB_VENV") or ROOT / ".venv").resolve()
         lock = lock_for(venv)
         if not is_ready(ROOT, venv, lock):
             check_python(sys.version_info)

@@ -30,7 +30,8 @@ if (Get-Command nvidia-smi -ErrorAction SilentlyContinue) {
     }
 } else {
     Write-Host "nvidia-smi was not found: the lab is set up for the processor."
-    Write-Host "If this computer has an NVIDIA card, install its driver, then run this script again."
+    Write-Host "If this computer has an NVIDIA card, install its driver, then run this script again. An environment that"
+    Write-Host "is there stays as it is; the doctor, at the end, then prints the command that makes it one for the card."
 }
 
 $limits = Get-ItemProperty "HKLM:\SYSTEM\CurrentControlSet\Control\FileSystem" -ErrorAction SilentlyContinue

@@ -96,7 +96,7 @@ def read_hardware() -> Hardware:
     cpu = {
         "system": platform.system(),
         "cores": os.cpu_count() or 1,
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": min(psutil.virtual_memory().total, container_memory()[0]),
     }
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
@@ -107,10 +107,23 @@ def read_hardware() -> Hardware:
             capability=(card.major, card.minor),
             **cpu,
         )
-    features = torch.cpu.get_capabilities()
-    bfloat16 = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    name = str(features.get("cpu_name") or platform.processor() or platform.machine())
+    bfloat16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    ask = getattr(torch.cpu, "get_capabilities", None)  # torch 2.10, of the CUDA locks, has none
+    known = ask().get("cpu_name") if ask else None
+    name = str(known or platform.processor() or platform.machine())
     return Hardware(device="cpu", name=name, cpu_bfloat16=bfloat16, **cpu)
+
+
+def container_memory(folder: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """A container's limit and what it holds of it, which /proc/meminfo does not know; without one 2**63."""
+
+    def read(name: str) -> int:
+        return int((folder / name).read_text())  # without a limit "max", which is no number
+
+    try:
+        return read("memory.max"), read("memory.current")
+    except (OSError, ValueError):
+        return 2**63, 0
 
 
 def decide(hardware: Hardware, recipe: Recipe, overrides: str = "") -> Profile:
@@ -128,7 +141,6 @@ def decide(hardware: Hardware, recipe: Recipe, overrides: str = "") -> Profile:
     settle("bf16", decisions["dtype"].value == "bfloat16", "autocast in the dtype above")
     settle("fp16", decisions["dtype"].value == "float16", "autocast above, with a scaled loss")
     settle("merge_dtype", *_merge_dtype(hardware, decisions["dtype"].value))
-    settle("merged_dtype", *_merged_dtype(recipe, decisions["merge_dtype"].value))
     settle("load_in_4bit", *_load_in_4bit(hardware, recipe))
     settle("use_gradient_checkpointing", *_checkpointing(hardware, recipe))
     settle("fast_cpu_step", *_fast_cpu_step(hardware, recipe))
@@ -169,14 +181,16 @@ def peak_memory_bytes() -> int:
 
 
 def release_memory() -> None:
-    """Give back what was deleted, on the card too, and begin its peak anew.
+    """Give back what was deleted, on the card too, whose peak begins anew; that of a process never falls.
 
     `del` alone does not: an Unsloth model refers to itself (its `generate` is bound to it) and waits for the
-    garbage collector, and torch keeps a card's freed memory.
+    garbage collector, torch keeps a card's freed memory, and glibc what `keep_freed_memory` lets it keep.
     """
     import torch
 
     gc.collect()
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -220,10 +234,20 @@ def evidence(profile: Profile) -> dict[str, Any]:
     }
 
 
+def existing_part(folder: Path) -> Path:
+    """`folder`, or the nearest one above it that is there; LabError when there is none, not even its disk."""
+    for path in (folder, *folder.absolute().parents):
+        if os.path.exists(path):  # noqa: PTH110 - Path.exists raises where this user may not look
+            return path
+    raise LabError(
+        f"there is no disk {folder.absolute().anchor}, on which {folder} should be; connect it, or choose "
+        "another folder."
+    )
+
+
 def free_bytes(folder: Path) -> int:
-    """What is free on the disk that holds `folder`, which need not exist yet."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    """What is free on the disk that holds `folder`, which need not exist yet; LabError without the disk."""
+    return shutil.disk_usage(existing_part(folder)).free
 
 
 def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
@@ -259,12 +283,6 @@ def _merge_dtype(hardware: Hardware, dtype: str) -> tuple[str, str]:
     return "bfloat16", "the base's files are bfloat16; a float32 model would be saved as float16"
 
 
-def _merged_dtype(recipe: Recipe, merge_dtype: str) -> tuple[str, str]:
-    if recipe.publish.merged_dtype == "float16":
-        return "float16", "as the recipe says"
-    return merge_dtype, "as its base"
-
-
 def _load_in_4bit(hardware: Hardware, recipe: Recipe) -> tuple[bool, str]:
     if recipe.model.load_in_4bit and hardware.device != "cuda":
         return False, "without a card 4 bit saves nothing and cannot be merged"
@@ -298,8 +316,17 @@ def _read_overrides(text: str) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals:
             raise LabError(f"{OVERRIDE}={text}: expected name=value, got {item!r}.")
-        found[name] = words.get(value.lower(), int(value) if value.isdigit() else value)
-    for name in ("dtype", "merge_dtype", "merged_dtype"):
+        found[name] = words.get(value.lower(), int(value) if value.isdecimal() else value)
+    for name in ("dtype", "merge_dtype"):
         if found.get(name, "float32") not in ("float32", "float16", "bfloat16"):
             raise LabError(f"{OVERRIDE}: {name} must be float32, float16 or bfloat16.")
+    for name in ("bf16", "fp16", "load_in_4bit", "fast_cpu_step"):
+        if type(found.get(name, True)) is not bool:
+            raise LabError(f"{OVERRIDE}: {name} must be true or false, got {found[name]}.")
+    if found.get("use_gradient_checkpointing", True) not in ("unsloth", True, False):
+        value = found["use_gradient_checkpointing"]
+        raise LabError(f"{OVERRIDE}: use_gradient_checkpointing must be unsloth, true or false, got {value}.")
+    for name in ("dataset_num_proc", "dataloader_num_workers"):
+        if type(found.get(name, 1)) is not int:
+            raise LabError(f"{OVERRIDE}: {name} must be a whole number, got {found[name]}.")
     return found

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finelab.errors import LabError
+from finelab.files import read_text
 
 PRESETS = Path(__file__).parent / "recipes"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -180,11 +181,18 @@ def load_preset(name: str) -> Recipe:
 
 def read(path: Path) -> Recipe:
     """Read a recipe from a TOML file; LabError names the file, the section and the key at fault."""
+    return _from_tables(read_tables(path), str(path))
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """A TOML file that a person may have edited; LabError when it is none, or in an unknown encoding."""
+    text = read_text(path)
+    if "\ufffd" in text:  # what cannot be decoded becomes this
+        raise LabError(f"{path}: its letters are not UTF-8; save it as UTF-8 in your editor.")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise LabError(f"{path}: not valid TOML: {error}.") from error
-    return _from_tables(tables, str(path))
 
 
 def dumps(recipe: Recipe) -> str:
@@ -201,14 +209,16 @@ def dumps(recipe: Recipe) -> str:
 def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     """Apply `section.key=value` texts, values written as in TOML (a bare word is a string).
 
-    Another `model.model_name` is the new `publish.base_model` too, and takes the licence away, unless they
-    are set as well: what the recipe says of its own model does not hold for another. So other `data.sources`
-    take away the kinds of conversation that are held out, and the shares of a mix.
+    Another `model.model_name` is the new `publish.base_model` too, and takes the licence and the merged
+    file's dtype away, unless they are set as well: what the recipe says of its own model does not hold for
+    another. So other `data.sources` take away the kinds of conversation that are held out, and the shares of
+    a mix.
     """
     changes = dict(_assignment(text) for text in assignments)
     model_name = changes.get(("model", "model_name"), recipe.model.model_name)
     if model_name != recipe.model.model_name:
-        changes = {("publish", "base_model"): model_name, ("publish", "license"): ""} | changes
+        own = {"base_model": model_name, "license": "", "merged_dtype": "base"}
+        changes = {("publish", key): value for key, value in own.items()} | changes
     if changes.get(("data", "sources"), sources := list(recipe.data.sources)) != sources:
         changes = {("data", "heldout_sources"): [], ("data", "weights"): []} | changes
     tables: dict[str, Any] = tomllib.loads(dumps(recipe))
@@ -286,7 +296,9 @@ def _from_tables(tables: dict[str, Any], where: str) -> Recipe:
     return recipe
 
 
-def _section(kind: type, table: dict[str, Any], where: str) -> Any:
+def _section(kind: type, table: Any, where: str) -> Any:
+    if not isinstance(table, dict):
+        raise LabError(f"{where}: expected a section with keys, got {table!r}.")
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in table.items():

@@ -78,11 +78,15 @@ class Run:
         if not path.exists():
             return {}
         try:
-            return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-        except json.JSONDecodeError as error:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError(f"expected an object, got {found!r}")
+        except ValueError as error:
             raise LabError(
-                f"{path}: not valid JSON ({error}); restore it, or delete it and run again."
+                f"{path}: not valid JSON ({error}); restore it, or delete it and do the stages again, which "
+                f"keep their numbers in it: python lab.py run --run {self.name} --from data"
             ) from error
+        return found
 
     def record(self, stage: str, values: Any) -> None:
         """Keep a stage's numbers: a mapping is laid over what the stage has, a list replaces it."""

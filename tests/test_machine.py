@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,7 +56,13 @@ def test_the_environment_overrides_and_dtype_takes_autocast_along(preset):
     assert profile.decisions["dtype"].reason == "set by FINELAB_MACHINE"
 
 
-@pytest.mark.parametrize("text", ["dtyp=float32", "dtype", "dtype=float8"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("dtyp=float32", "dtype", "dtype=float8", "load_in_4bit=no", "fast_cpu_step=0"),
+        *("use_gradient_checkpointing=off", "dataset_num_proc=two", "dataset_num_proc=true"),
+    ],
+)
 def test_a_wrong_override_is_refused(preset, text):
     with pytest.raises(LabError, match="FINELAB_MACHINE"):
         decide(CPU, preset, text)
@@ -78,6 +85,17 @@ def test_this_machine_is_read_and_kept_in_the_evidence(run):
 def test_too_little_disk_is_one_sentence(tmp_path):
     with pytest.raises(LabError, match="not enough disk for a test"):
         machine.require_free_space(tmp_path / "not" / "there", 10**18, "a test")
+
+
+def test_a_disk_that_is_not_there_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("os.path.exists", lambda path: False)  # as on Windows below a letter without a disk
+    with pytest.raises(LabError, match=r"there is no disk .*, on which .*runs should be; connect it"):
+        machine.require_free_space(Path("runs"), 1, "a run")
+
+
+def test_a_folder_that_cannot_be_looked_at_counts_as_not_there(tmp_path):
+    folder = tmp_path / ("a" * 300) / "b"  # its name is too long; another user's folder is refused like it
+    assert machine.existing_part(folder) == tmp_path
 
 
 def test_a_deleted_model_that_refers_to_itself_is_released():
@@ -107,7 +125,10 @@ def faults():
 print(faults())
 machine.keep_freed_memory()
 print(faults())
+machine.release_memory()
+print(faults())
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    given_back, kept = map(int, ended.stdout.split())
+    given_back, kept, anew = map(int, ended.stdout.split())
     assert kept < given_back / 4
+    assert anew > kept  # what a trial of the tuner kept is given back, so that the next one's peak is its own

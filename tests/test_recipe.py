@@ -35,6 +35,7 @@ def test_set_changes_only_what_it_names(preset):
 def test_another_model_does_not_keep_what_was_said_of_the_first(preset):
     changed = recipe.override(preset, ["model.model_name=Qwen/Qwen3-0.6B"])
     assert (changed.publish.base_model, changed.publish.license) == ("Qwen/Qwen3-0.6B", "")
+    assert (preset.publish.merged_dtype, changed.publish.merged_dtype) == ("float16", "base")
     said = ["publish.license=apache-2.0", "publish.base_model=Qwen/Qwen3-0.6B-Base"]
     changed = recipe.override(preset, ["model.model_name=Qwen/Qwen3-0.6B", *said])
     assert (changed.publish.base_model, changed.publish.license) == ("Qwen/Qwen3-0.6B-Base", "apache-2.0")
@@ -108,6 +109,31 @@ def test_a_recipe_file_that_is_not_toml_is_named(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text("name = ", encoding="utf-8")
     with pytest.raises(LabError, match=r"recipe\.toml: not valid TOML"):
+        recipe.read(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_recipe_may_be_saved_as_windows_editors_do(tmp_path, preset, encoding):
+    path = tmp_path / "recipe.toml"
+    wanted = recipe.override(preset, ['data.sources=["Jürgen.jsonl"]'])
+    path.write_text(recipe.dumps(wanted), encoding=encoding)
+    assert recipe.read(path) == wanted
+
+
+def test_a_recipe_in_another_encoding_is_named(tmp_path, preset):
+    path = tmp_path / "recipe.toml"
+    wanted = recipe.override(preset, ['data.sources=["Jürgen.jsonl"]'])
+    path.write_text(recipe.dumps(wanted), encoding="cp1252")
+    with pytest.raises(LabError, match=r"recipe\.toml: its letters are not UTF-8; save it as UTF-8"):
+        recipe.read(path)
+
+
+def test_a_section_that_is_a_value_is_named(tmp_path, preset):
+    path = tmp_path / "recipe.toml"
+    text = recipe.dumps(preset)
+    head, tail = text.split("[model]")
+    path.write_text(f'{head}model = "x"\n[data]{tail.split("[data]")[1]}', encoding="utf-8")
+    with pytest.raises(LabError, match=r"recipe\.toml: model: expected a section with keys, got 'x'"):
         recipe.read(path)
 
 

@@ -49,11 +49,12 @@ def test_evidence_is_merged_by_stage_and_lists_are_replaced(run):
     assert run.evidence() == {"training": {"steps": 3, "seconds": 1.5}, "identity": [3]}
 
 
-def test_damaged_evidence_is_named(run):
-    (run.folder / "evidence.json").write_text("{", encoding="utf-8")
-    with pytest.raises(LabError, match="not valid JSON"):
+@pytest.mark.parametrize("text", [b"{", b"[]", b"null", b'{"data": "\xfc"}'])
+def test_damaged_evidence_is_named_with_what_makes_it_anew(run, text):
+    (run.folder / "evidence.json").write_bytes(text)
+    with pytest.raises(LabError, match=r"not valid JSON.*: python lab\.py run --run trial --from data$"):
         run.record("training", {"steps": 3})
-    assert (run.folder / "evidence.json").read_text(encoding="utf-8") == "{"
+    assert (run.folder / "evidence.json").read_bytes() == text
 
 
 def test_a_stage_that_did_not_run_yet_is_named(run):

@@ -69,7 +69,7 @@ def machine_text(facts: Facts, chosen: Recipe, by_default: bool) -> str:
     lines = [f"{label:12}  {text}" for label, text in rows.items()]
     if facts.torch and not facts.override_problem:
         without = "Without --recipe this machine uses" if by_default else "This machine would use"
-        lines += ["", f"{without} {chosen.name}, with:", machine.profile(chosen).describe()]
+        lines += ["", f"{without} {chosen.name}, with:", _settings(chosen)]
     return "\n".join(lines)
 
 
@@ -79,6 +79,14 @@ def findings_text(findings: Sequence[Finding]) -> str:
         return "\nNothing found that is wrong."
     told = [f"\n{each.severity}: {each.found}\n    {each.consequence}\n    {each.mend}" for each in findings]
     return "\n".join(told)
+
+
+def _settings(chosen: Recipe) -> str:
+    """What the machine dictates, or why that is not known: the findings come all the same."""
+    try:
+        return machine.profile(chosen).describe()
+    except Exception as error:  # of a card or a torch in any state
+        return f"what cannot be told, because torch failed: {error!r}"
 
 
 def _out_of_step(facts: Facts) -> str:

@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,12 +84,13 @@ def main(args: argparse.Namespace) -> int:
     """Run what is left of a run, and end with the table of what came out."""
     first = stage_called(args.from_stage) if args.from_stage else None
     stages = chosen_stages(args.stages)
+    chosen = chosen_recipe(args)
     if "04_publish" in stages:  # said now, and not after hours of training
-        recipe.require_publishable(chosen_recipe(args))
-    run = prepare(args)
+        recipe.require_publishable(chosen)
     if args.accept_changes:
         os.environ[ACCEPT_VARIABLE] = "1"
-    with alone(run, WORK_LOCK):
+    with alone(Run(writable_folder(args), chosen), WORK_LOCK):
+        run = prepare(args)  # no earlier: whoever is at work on the run goes by its recipe
         clear_leftovers(run.folder)
         if first:
             with alone(run, TRAINING_LOCK):  # not from under a training in Jupyter
@@ -116,13 +118,21 @@ def do(run: Run, stages: list[str]) -> int:
 def prepare(args: argparse.Namespace) -> Run:
     """The run that the options name, made when it is new; LabError before anything is written."""
     chosen = chosen_recipe(args)
-    folder = folder_of(args.run or args.recipe or default_recipe())
-    require_free_space(folder, NEEDED_BYTES, "a run")
+    folder = writable_folder(args)
     changed = args.recipe or args.data or args.assignments
     if changed or not (folder / "recipe.toml").exists():
         create_run(folder, chosen)
-    with writing(folder), tempfile.TemporaryFile(dir=folder):  # can anything be written here?
-        return open_run(folder)
+    return open_run(folder)
+
+
+def writable_folder(args: argparse.Namespace) -> Path:
+    """The folder of the run that the options name, made when it is new; LabError where it has no room."""
+    folder = folder_of(args.run or args.recipe or default_recipe())
+    require_free_space(folder, NEEDED_BYTES, "a run")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # can anything be written here?
+            return folder
 
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
@@ -138,7 +148,12 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
             raise LabError(f"--data {args.data}: there is no such file ({path}).")
         source = json.dumps([str(path)], ensure_ascii=False)
         return recipe.override(preset, [f"data.sources={source}", *args.assignments])
-    return recipe.override(preset, args.assignments)
+    chosen = recipe.override(preset, args.assignments)
+    if chosen.data.sources == preset.data.sources:
+        return chosen
+    # a file that is named from here: the notebooks look from their own folder
+    paths = [str(Path(each).absolute()) if Path(each).is_file() else each for each in chosen.data.sources]
+    return replace(chosen, data=replace(chosen.data, sources=tuple(paths)))
 
 
 def folder_of(name: str) -> Path:

@@ -94,13 +94,20 @@ def synced_folder(facts: Facts) -> Finding | None:
     path = next((path for path in (facts.root, facts.runs) if _service(path)), None)
     if path is None:
         return None
-    move = "Move-Item" if facts.system == "Windows" else "mv"
+    move = f"{'Move-Item' if facts.system == 'Windows' else 'mv'} {quoted(facts, path)}"
     return Finding(
         "warning",
         f"{path} lies in a folder that {_service(path)} copies",
         "it holds files that the lab renames, and uploads every checkpoint; from outside the folder:",
-        f"{move} {quoted(facts, path)} ~/{'finelab' if path == facts.root else 'finelab-runs'}",
+        f"{move} ~/finelab" if path == facts.root else f"{move} ~/finelab-runs{_then_set_runs(facts)}",
     )
+
+
+def _then_set_runs(facts: Facts) -> str:
+    """FINELAB_RUNS, which names the runs' old folder when that is not the lab's own, names the new one."""
+    if facts.system == "Windows":
+        return '; $env:FINELAB_RUNS = "$HOME/finelab-runs"'
+    return ' && export FINELAB_RUNS="$HOME/finelab-runs"'
 
 
 def _service(path: str) -> str:
@@ -171,7 +178,7 @@ def host_lifetime(facts: Facts) -> Finding | None:
         f"{facts.host} can end a session after {facts.host_hours:g} hours",
         "what came after the last checkpoint is then lost; with a limit the run saves, and the same command "
         "goes on in the next session",
-        f"python lab.py run --set training.session_hours={facts.host_hours - 0.2:g}",
+        f"python lab.py run --set training.session_hours={facts.host_hours - 0.5:g}",
     )
 
 

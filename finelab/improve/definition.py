@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,11 @@ from finelab.files import write_text
 
 FILE = "sweep.toml"
 Settings = Mapping[str, Mapping[str, Any]]
-# The sweep sets these itself, the same way for every setting.
+# The sweep sets these itself, the same way for every setting, or what it sets overrules them.
 RESERVED = {
     *("training.seed", "lora.random_state", "training.tune"),
-    *("training.max_steps", "training.eval_steps", "training.eval_rows", "training.save_steps"),
+    *("training.max_steps", "training.num_train_epochs", "training.early_stopping_patience"),
+    *("training.eval_steps", "training.eval_rows", "training.save_steps"),
 }
 
 
@@ -101,11 +101,11 @@ def open_sweep(folder: Path) -> Sweep:
     """The sweep frozen in `folder`; LabError names what is missing or wrong in its file."""
     path = folder / FILE
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = recipe.read_tables(path)
         sweep = Sweep(**{**tables, "seeds": tuple(tables["seeds"])})
     except FileNotFoundError as error:
         raise LabError(f"{path} is not there: make the sweep first, in notebook 07_improve.") from error
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise LabError(f"{path}: {error}; expected recipe, trained_tokens, seeds, settings.") from error
     _check(sweep)
     return sweep

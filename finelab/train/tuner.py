@@ -489,7 +489,7 @@ def trial(
             raise
         return None
     finally:
-        release_memory()  # what a trial took is no part of the run's own peak
+        release_memory()  # so that the next trial's peak is its own
 
 
 def trainer_of(setting: Setting, run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> Any:

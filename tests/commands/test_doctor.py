@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from finelab.__main__ import main
 from finelab.commands import doctor
@@ -71,6 +72,27 @@ def test_a_finding_that_stops_the_lab_is_the_exit_code(machine, capsys):
 def test_the_mending_command_stands_alone_on_its_line():
     finding = Finding("warning", "a is b", "so c", "python lab.py doctor")
     assert doctor.findings_text([finding]).splitlines()[-1].strip() == finding.mend
+
+
+def test_torch_of_the_cuda_locks_that_sees_no_card(capsys, monkeypatch):
+    """torch 2.10 has no `get_capabilities`, which the later ones answer these two with."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert "this processor has bfloat16 instructions" in told
+
+
+def test_a_card_that_does_not_answer_leaves_the_findings(capsys, monkeypatch):
+    def gone(index):
+        raise RuntimeError("CUDA error: device unavailable")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gone)
+    main(["doctor", "--recipe", "smollm2-135m"])
+    told = capsys.readouterr().out
+    assert "torch failed: RuntimeError('CUDA error: device unavailable')" in told
 
 
 def test_without_torch_the_report_still_comes(machine, capsys, monkeypatch):

@@ -22,6 +22,30 @@ sys.meta_path.insert(0, Paperspace())
 sys.exit(main(["notebooks"]))
 """
 
+RELATIVE = """
+import subprocess, sys, types
+from finelab.__main__ import main
+
+kernel = [sys.executable, "-c", "from finelab.run import RUNS; print(RUNS)"]
+lab = types.ModuleType("jupyterlab.labapp")
+lab.LabApp = types.SimpleNamespace(launch_instance=lambda arguments: subprocess.run(kernel, check=True))
+sys.modules["jupyterlab.labapp"] = lab
+sys.exit(main(["notebooks", "--recipe", "smollm2-135m"]))
+"""
+
+
+def test_a_kernel_has_the_runs_of_the_users_folder(tmp_path):
+    root = str(finelab.run.NOTEBOOKS.parent)
+    ended = subprocess.run(
+        [sys.executable, "-c", RELATIVE],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FINELAB_RUNS": "mine", "PYTHONPATH": root},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert str(tmp_path / "mine") in ended.stdout.splitlines()
+
 
 def test_without_jupyterlab_it_says_where_the_notebooks_are_opened(tmp_path):
     """As on Paperspace, whose lock has neither JupyterLab nor its server."""
@@ -48,7 +72,7 @@ def test_the_notebooks_open_the_run_that_is_named(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(finelab.run, "RUNS", tmp_path)
     monkeypatch.setattr("finelab.commands.run.RUNS", tmp_path)
     monkeypatch.chdir(tmp_path)
-    for name in (RUN_VARIABLE, RECIPE_VARIABLE):
+    for name in (RUN_VARIABLE, RECIPE_VARIABLE, "FINELAB_RUNS"):
         monkeypatch.setenv(name, "")  # so that it is put back after the test
     assert main(["notebooks", "--run", "mine", "--recipe", "llama-3.2-3b", "--no-browser"]) == 0
     ((run, arguments),) = opened

@@ -10,7 +10,7 @@ from finelab.__main__ import main
 from finelab.commands import run as command
 from finelab.commands.run import OUTPUTS, copy_of, prepare, run_stages, set_aside, stages_from
 from finelab.files import write_text
-from finelab.run import ACCEPT_VARIABLE, TRAINING_LOCK, WORK_LOCK, alone
+from finelab.run import ACCEPT_VARIABLE, TRAINING_LOCK, WORK_LOCK, alone, open_run
 
 
 @pytest.fixture
@@ -66,6 +66,15 @@ def test_options_are_laid_over_the_recipe_of_a_run_that_is_there(options, tmp_pa
     later = prepare(options("--run", "small", "--set", "training.session_hours=5.8"))
     assert (later.recipe.lora.r, later.recipe.training.session_hours) == (8, 5.8)
     assert prepare(options(*first)).recipe == later.recipe
+
+
+def test_a_file_is_named_from_the_users_folder(options, tmp_path, monkeypatch):
+    """The notebooks, which read it, run in their own."""
+    (tmp_path / "a.jsonl").write_text("{}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    mix = ("--run", "mix", "--set", 'data.sources=["a.jsonl", "owner/name"]', "--set", "data.weights=[1, 2]")
+    assert prepare(options(*mix)).recipe.data.sources == (str(tmp_path / "a.jsonl"), "owner/name")
+    assert prepare(options(*mix)).recipe.data.weights == (1, 2)  # it goes on under the same command
 
 
 def test_a_run_is_not_changed_in_its_midst(options):
@@ -164,9 +173,12 @@ def test_a_stage_done_anew_makes_the_later_ones_new(run, write_notebook, console
 def test_two_runners_do_not_work_on_the_same_run(options, monkeypatch):
     monkeypatch.setattr(command, "do", lambda run, stages: 0)
     run = prepare(options("--run", "mine"))
+    public = options("--run", "mine", "--set", "publish.private=false")
     with alone(run, WORK_LOCK), pytest.raises(LabError, match="another process is at work on run 'mine'"):
-        command.main(options("--run", "mine"))
-    assert command.main(options("--run", "mine")) == 0
+        command.main(public)
+    assert open_run(run.folder) == run  # which the first one still goes by
+    assert command.main(public) == 0
+    assert not open_run(run.folder).recipe.publish.private
 
 
 def test_a_stage_is_not_set_aside_while_a_notebook_trains(options, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import lab
-from finelab import recipe
+from finelab import machine, recipe
 from finelab.doctor import Facts, gather
 from finelab.doctor.gather import capacity, packages, system
 from finelab.doctor.gather.attempt import attempt, said
@@ -157,12 +157,12 @@ appnope==1.0 ; sys_platform == "nowhere"
 
 
 def test_a_containers_limit_of_memory(tmp_path):
-    assert capacity.container_memory(tmp_path) == (2**63, 0)
+    assert machine.container_memory(tmp_path) == (2**63, 0)
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("1000000000\n")
-    assert capacity.container_memory(tmp_path) == (2**63, 0)
+    assert machine.container_memory(tmp_path) == (2**63, 0)
     (tmp_path / "memory.max").write_text("4000000000\n")
-    assert capacity.container_memory(tmp_path) == (4 * 10**9, 10**9)
+    assert machine.container_memory(tmp_path) == (4 * 10**9, 10**9)
 
 
 def test_a_folder_is_writable_when_it_can_be_made(tmp_path):
@@ -170,6 +170,11 @@ def test_a_folder_is_writable_when_it_can_be_made(tmp_path):
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").touch()
     assert not capacity.is_writable(tmp_path / "file")
+
+
+def test_a_folder_on_a_disk_that_is_not_there_is_not_writable(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    assert not capacity.is_writable(tmp_path)
 
 
 def test_a_probe_that_fails_is_its_default():

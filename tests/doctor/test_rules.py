@@ -212,7 +212,7 @@ def test_the_gravest_findings_come_first():
         (
             replace(HEALTHY, host="Paperspace", host_hours=6.0),
             "host_lifetime",
-            "python lab.py run --set training.session_hours=5.8",
+            "python lab.py run --set training.session_hours=5.5",
         ),
         (replace(WINDOWS, clock=0.0), "clock", "w32tm /resync"),
         (
@@ -223,7 +223,12 @@ def test_the_gravest_findings_come_first():
         (
             replace(HEALTHY, runs="/home/ada/Dropbox/runs"),
             "synced_folder",
-            "mv /home/ada/Dropbox/runs ~/finelab-runs",
+            'mv /home/ada/Dropbox/runs ~/finelab-runs && export FINELAB_RUNS="$HOME/finelab-runs"',
+        ),
+        (
+            replace(WINDOWS, runs=r"D:\Dropbox\runs"),
+            "synced_folder",
+            r'Move-Item "D:\Dropbox\runs" ~/finelab-runs; $env:FINELAB_RUNS = "$HOME/finelab-runs"',
         ),
         (
             replace(HEALTHY, tokens=("notebooks/.hftoken", "the Hub login"), tokens_differ=True),

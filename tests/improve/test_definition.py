@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from finelab import LabError
 from finelab.improve import Sweep, create_sweep, grid, open_sweep, steps_for
-from finelab.improve.trial import clearly_bad, tokens_per_row
+from finelab.improve.trial import clearly_bad, trainer_rows
 from finelab.recipe import override
 
 SWEEP = Sweep(
@@ -21,6 +21,16 @@ def test_a_sweep_is_read_back_as_it_was_made(tmp_path):
     assert open_sweep(tmp_path) == SWEEP
     names = [trial.name for trial in SWEEP.trials()]
     assert names == ["default-s1", "r8-s1", "default-s2", "r8-s2"]
+
+
+def test_a_sweep_may_be_saved_as_windows_editors_do(tmp_path):
+    create_sweep(tmp_path, SWEEP)
+    path = tmp_path / "sweep.toml"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert open_sweep(tmp_path) == SWEEP
+    path.write_text("# größer\n" + path.read_text(encoding="utf-8-sig"), encoding="cp1252")
+    with pytest.raises(LabError, match=r"sweep\.toml: its letters are not UTF-8"):
+        open_sweep(tmp_path)
 
 
 def test_another_sweep_in_the_same_folder_is_refused_with_the_difference(tmp_path):
@@ -37,6 +47,8 @@ def test_another_sweep_in_the_same_folder_is_refused_with_the_difference(tmp_pat
         ({"seeds": (1, 1)}, "at least 2 different"),
         ({"settings": {"default": {}}}, "at least 2 are compared"),
         ({"settings": {"a": {}, "b": {"training.seed": 1}}}, "the sweep itself decides"),
+        ({"settings": {"a": {}, "b": {"training.num_train_epochs": 3}}}, "num_train_epochs, which the sweep"),
+        ({"common": {"training.early_stopping_patience": 2}}, "early_stopping_patience, which the sweep"),
         ({"settings": {"a": {}, "b": {"lora.rr": 1}}}, "setting 'b': .*rr: unknown key"),
         ({"settings": {"a": {}, "../b": {}}}, "use letters"),
         ({"settings": {"a": {}, "b": {"lora.init_lora_weights": "pisa"}}}, "must be one of true"),
@@ -54,19 +66,36 @@ def test_a_grid_is_every_combination():
     assert len(found) == 2
 
 
-@given(st.floats(1, 2000), st.integers(1, 64), st.integers(1, 10**7))
-def test_the_steps_meet_the_budget_within_half_a_step(per_row, batch, budget):
-    step = per_row * batch
-    steps = steps_for(per_row, batch, budget)
-    assert steps >= 1
-    assert abs(steps * step - budget) <= max(step / 2, step - budget) * (1 + 1e-9)
+def trained(rows, per_row, batch, steps):
+    """The tokens of so many steps, counted one by one as a trainer takes them from its epochs."""
+    left, tokens = rows, 0
+    for _ in range(steps):
+        taken = min(batch, left)
+        tokens += taken * per_row
+        left = left - taken or rows
+    return tokens
 
 
-def test_packed_rows_count_as_what_they_hold(preset):
-    lengths, trained = [100, 300, 200, 424], [50, 150, 100, 212]
+@given(st.integers(1, 90), st.integers(1, 500), st.integers(1, 64), st.integers(1, 10**5))
+def test_no_other_number_of_steps_is_nearer_to_the_budget(rows, per_row, batch, budget):
+    budget = min(budget, 20 * rows * per_row)
+    steps = steps_for(rows, rows * per_row, batch, budget)
+    missed = {each: abs(trained(rows, per_row, batch, each) - budget) for each in (steps, steps + 1)}
+    if steps > 1:
+        missed[steps - 1] = abs(trained(rows, per_row, batch, steps - 1) - budget)
+    assert missed[steps] == min(missed.values())
+
+
+@pytest.mark.parametrize("batch", [8, 16, 32, 64])
+def test_large_batches_of_few_rows_are_trained_on_as_many_tokens(batch):
+    steps = steps_for(88, 88 * 34, batch, 30_000)
+    assert trained(88, 34, batch, steps) == pytest.approx(30_000, rel=0.04)
+
+
+def test_packed_rows_are_counted_as_the_trainer_does(preset):
+    lengths = [100, 300, 200, 424]
     packed = override(preset, ["training.packing=true", "model.max_seq_length=1024"])
-    assert tokens_per_row(lengths, trained, preset) == 128
-    assert tokens_per_row(lengths, trained, packed) == 512
+    assert (trainer_rows(lengths, preset), trainer_rows(lengths, packed)) == (4, 1)
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,14 @@ def test_help_installs_nothing(tmp_path, arguments):
     assert not (tmp_path / "venv").exists()
 
 
+def test_what_lies_in_the_users_folder_is_not_run(tmp_path, monkeypatch):
+    for name in ("queue.py", "finelab.py"):
+        (tmp_path / name).write_text("raise SystemExit('mine was run')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    told = call("run", "--help", FINELAB_VENV=str(tmp_path / "venv"))
+    assert (told.returncode, told.stderr) == (0, "")
+
+
 def test_an_unknown_command_is_named_and_installs_nothing(tmp_path):
     told = call("trian", FINELAB_VENV=str(tmp_path / "venv"))
     assert told.returncode == 2
@@ -195,8 +203,36 @@ def test_an_environment_whose_making_was_cut_off_is_made_anew(repository, instal
 def test_installing_leaves_a_working_environment_and_a_stamp(repository, installed):
     assert starts(installed, "import six; assert six.__version__ == '1.17.0'")
     assert lab.is_ready(repository, installed, "cpu")
-    assert (lab.site_packages(installed) / "finelab.pth").read_text().strip() == str(repository)
+    assert starts(installed, f"import sys; assert sys.path.count({str(repository)!r}) == 1")
     assert "six" in (installed / lab.LOG).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_the_library_is_found_in_a_folder_of_any_letters(tmp_path, locale):
+    """Before 3.13 Python reads finelab.pth in the locale's encoding, and does not start when it cannot."""
+    place, venv = tmp_path / "Ádám Łukasz's", tmp_path / "venv"
+    (place / "finelab").mkdir(parents=True)
+    (place / "finelab" / "__init__.py").write_text("print('found')\n", encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    lab.link(place, venv)
+    told = subprocess.run(
+        [str(lab.python_of(venv)), "-X", "utf8=0", "-c", "import finelab"],
+        cwd=venv,
+        env={**os.environ, "LC_ALL": locale, "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert (told.stdout, told.stderr) == ("found\n", "")
+
+
+def test_an_environment_that_an_older_lab_linked_to_such_a_folder_is_not_ready(tmp_path):
+    place, venv = write_repository(tmp_path / "Jürgen"), tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    stamp = lab.wanted_stamp(place, "cpu")
+    (venv / lab.STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+    assert lab.is_ready(place, venv, "cpu")
+    (venv / lab.STAMP).write_text(json.dumps({**stamp, "root": str(place)}), encoding="utf-8")
+    assert not lab.is_ready(place, venv, "cpu")
 
 
 @pytest.mark.slow
@@ -298,7 +334,8 @@ def test_an_environment_whose_base_python_is_gone_is_not_ready(repository, insta
     assert not lab.is_ready(repository, installed, "cpu")
 
 
-def test_another_python_runs_what_is_installed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("arguments", [["doctor"], ["--help"], ["run", "--help"]])
+def test_another_python_runs_what_is_installed(tmp_path, monkeypatch, arguments):
     """On Windows `py -3.12` sets up and `python` may be 3.14: nothing is installed again, or refused."""
     environment = lab.wanted_stamp(ROOT, "cpu")
     venv = tmp_path / "venv"
@@ -310,8 +347,17 @@ def test_another_python_runs_what_is_installed(tmp_path, monkeypatch):
     monkeypatch.setenv("FINELAB_VENV", str(venv))
     monkeypatch.setattr(lab, "start", lambda python, arguments: started.append((python, arguments)) or 0)
     monkeypatch.setattr(sys, "version_info", (3, 14, 0))
-    assert lab.main(["doctor"]) == 0
-    assert started == [(lab.python_of(venv), ["doctor"])]
+    monkeypatch.setenv("PYTHONPATH", "")  # so that it is put back after the test
+    assert lab.main(arguments) == 0
+    assert started == [(lab.python_of(venv), arguments)]
+
+
+def test_help_on_an_unsupported_python_says_which_to_use(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FINELAB_VENV", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "version_info", (3, 14, 0))
+    assert lab.main(["--help"]) == 2
+    assert "this is Python 3.14" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -111,24 +111,14 @@ def memory() -> tuple[int | None, int | None]:
     import psutil
 
     there = psutil.virtual_memory()
-    limit, used = container_memory()
+    limit, used = machine.container_memory()
     return min(there.total, limit), min(there.available, limit - used)
-
-
-def container_memory(folder: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """A container's limit and what it holds of it, which /proc/meminfo does not know; without one 2**63."""
-
-    def read(name: str) -> int:
-        return int((folder / name).read_text())  # without a limit "max", which is no number
-
-    return attempt(lambda: (read("memory.max"), read("memory.current")), (2**63, 0))
 
 
 def is_writable(folder: Path) -> bool:
     """Whether this user can write to a folder, or make it."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        with tempfile.TemporaryFile(dir=machine.existing_part(folder)):
             return True
-    except OSError:
+    except (OSError, LabError):
         return False
