@@ -33,6 +33,7 @@ PAIRS = (
     ("question", None, "answer"),
     ("question", None, "response"),  # OpenOrca
 )
+MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
 MEDIA = ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url")
 
 
@@ -43,15 +44,19 @@ class Unusable(Exception):
 def to_messages(row: Any) -> tuple[list[Message], list[dict[str, Any]] | None]:
     """A row's turns with the roles system, user, assistant and tool, and its tool definitions.
 
-    The text is as it came. Unusable when the row has no turns, or one that cannot be read.
+    The text is as it came; an answer may have `reasoning` beside it. Unusable when the row has no turns,
+    one that cannot be read, or one that is not to be learned.
     """
     if not isinstance(row, dict):
         raise Unusable("row is not an object")
+    for column in MEDIA_COLUMNS:
+        if row.get(column):
+            raise Unusable(f"the column {column} is filled, and only text can be learned")
     messages = _conversation(row)
     system = _first(row, "system", "system_prompt")
     if isinstance(system, str) and system.strip() and _message("system", system) != messages[0]:
         messages = [_message("system", system), *messages]
-    return messages, _tools(row.get("tools"))
+    return messages, _tools(row.get("tools")) or _tools(row.get("functions"))
 
 
 def _conversation(row: dict[str, Any]) -> list[Message]:
@@ -99,9 +104,19 @@ def _turn(turn: Any) -> Message:
         return _calling("", _calls(content))
     if role == "tool":
         return _message(role, _result(content))
-    if role == "assistant" and (called := turn.get("tool_calls") or turn.get("function_call")):
-        return _calling("" if content is None else _text(content), _calls(called))
-    return _message(role, _text(content))
+    return _answer(turn, content) if role == "assistant" else _message(role, _text(content))
+
+
+def _answer(turn: dict[str, Any], content: Any) -> Message:
+    if turn.get("weight") == 0:  # OpenAI's way to say so; labels here are on for every answer
+        raise Unusable("an answer has weight 0, which says not to train on it")
+    called = turn.get("tool_calls") or turn.get("function_call")
+    if called:
+        answer = _calling("" if content is None else _text(content), _calls(called))
+    else:
+        answer = _message("assistant", _text(content))
+    reasoning = turn.get("reasoning_content")
+    return answer | {"reasoning": reasoning} if reasoning else answer
 
 
 def _role(role: Any) -> str:
@@ -136,12 +151,12 @@ def _history(history: Any) -> list[Message]:
 
 
 def _text(content: Any) -> str:
-    """Text as it is, or the text of a list of parts; a part that is no text cannot be rendered."""
+    """Text as it is, or a list of parts joined as the server does; a part that is no text is Unusable."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise Unusable("content is not text")
-    return "\n".join(part if isinstance(part, str) else _part(part) for part in content)
+    return "".join(part if isinstance(part, str) else _part(part) for part in content)
 
 
 def _part(part: Any) -> str:

@@ -54,12 +54,14 @@ class DroppedRows:
             f"{count:9,}  {count / max(rows_in, 1):6.1%}  {reason} (first: {self.first[reason]})"
             for reason, count in self.counts.most_common(10)
         ]
+        limit, way = f"; the limit is data.max_dropped_share = {max_dropped_share}", " or raise the limit"
+        if lost >= rows_in:
+            limit = way = ""  # no limit would help
         raise LabError(
-            f"{lost:,} of {rows_in:,} rows cannot be used; "
-            f"the limit is data.max_dropped_share = {max_dropped_share}.\n"
+            f"{lost:,} of {rows_in:,} rows cannot be used{limit}.\n"
             + "\n".join(["     rows   share  reason", *lines])
             + "\nExpected turns in `conversations` or `messages`, or a question and an answer as in "
-            "prompt/completion or instruction/output; mend these rows or raise the limit."
+            f"prompt/completion or instruction/output; mend these rows{way}."
         )
 
     def __enter__(self) -> DroppedRows:
@@ -72,3 +74,19 @@ class DroppedRows:
         traceback: TracebackType | None,
     ) -> None:
         self._file.close()
+
+
+def none_usable(rows: int, reasons: Counter[str], max_seq_length: int) -> LabError:
+    """What to say when not one of so many rows can be used; the commonest reason says what to change."""
+    most = max(reasons, key=lambda reason: reasons[reason], default="")
+    way = ""
+    if "max_seq_length" in most:
+        way = f"raise model.max_seq_length = {max_seq_length}, or "
+    elif "min_trained_tokens" in most:
+        way = "lower data.min_trained_tokens, or "
+    return LabError(f"none of {rows:,} rows can be used ({most_common(reasons)}); {way}mend the rows.")
+
+
+def most_common(reasons: Counter[str]) -> str:
+    """The three commonest reasons, each with the number of its rows."""
+    return ", ".join(f"{count:,} x {why}" for why, count in reasons.most_common(3))

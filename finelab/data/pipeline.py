@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import shutil
 import time
 from collections import Counter
@@ -32,14 +31,14 @@ from numpy.typing import NDArray
 
 from finelab.data import duplicates, select, shards, xray
 from finelab.data.columns import CONVERSATION, READ, content_hashes, conversation, to_batch, to_split
-from finelab.data.conversation import Conversation
 from finelab.data.dialects import Unusable
-from finelab.data.dropped import DroppedRows
+from finelab.data.dropped import DroppedRows, most_common, none_usable
 from finelab.data.read import Row, Source, open_source
 from finelab.data.report import report
 from finelab.data.split import TRAIN, VALIDATION, check_sides, question_key, side
 from finelab.data.standardize import Standardized, control_pattern, control_tokens, standardize
 from finelab.data.tokens import ChatTokenizer
+from finelab.data.tokens import Row as TokenizedRow
 from finelab.embedded.model import cache_folder
 from finelab.errors import LabError
 from finelab.files import staged, write_json, writing
@@ -91,15 +90,19 @@ def prepare(recipe: Recipe, tokenizer: Any, workers: int = 1) -> Prepared:
     return Prepared(folder, sources)
 
 
-def example(source: Source, control: re.Pattern[str]) -> Conversation:
-    """The first conversation of a source that can be used; LabError with the reasons when none can."""
+def example(source: Source, chats: ChatTokenizer) -> TokenizedRow:
+    """The first row of a source that can be trained on; LabError with the reasons when none can."""
     read = 0
+    control = control_pattern(control_tokens(chats.template.tokenizer))
     with DroppedRows(Path(os.devnull)) as dropped:
         rows = source.rows()
         while chunk := list(itertools.islice(rows, shards.CHUNK)):
-            found = standardize(chunk, control)
-            if found.conversations:
-                return found.conversations[0]
+            found = standardize(chunk, control, chats.template.renders_tool_calls)
+            for said in found.conversations:
+                try:
+                    return chats.row(said)
+                except Unusable as reason:
+                    dropped.add(source.name, said.number, str(reason))
             read += found.rows_in
             for row in found.dropped:
                 dropped.add(source.name, row.number, row.reason)
@@ -154,13 +157,14 @@ def _fill(
         dropped.check(found.rows_in, data.max_dropped_share)
         unused = dropped.counts.total()
         used = _select(work, conversations, sources, data, dropped)
-        deselected = dropped.counts.total() - unused
+        before = dropped.counts.copy()
         made = shards.tokenize(work, conversations, used, partial(_tokenize, chats=chats, data=data), workers)
         for shard in made:
             dropped.add_file(shard / "dropped.jsonl")
     splits, chosen = shards.splits(stage, made, work.name[1:]), int(used.sum())
-    _check(splits, chosen, chats, data, dropped)
+    _check(splits, chosen, chats, data, dropped.counts - before)
     leaks = _leaks(work, made, splits, data.near_duplicate_threshold)
+    deselected = before.total() - unused
     numbers = report(recipe, sources, found, dropped, chosen, deselected, splits, leaks, tokenizer)
     write_json(stage / "report.json", numbers)
 
@@ -219,6 +223,11 @@ def _select(
     if data.duplicates == "near":
         near = _near_duplicates(work, table, used, data.near_duplicate_threshold)
         leave_out(near, itertools.repeat("nearly a duplicate of another row"))
+    if not used.any():
+        raise LabError(
+            f"the filters of [data] leave out every row ({most_common(dropped.counts)}); loosen them, "
+            "or mend the rows."
+        )
     if data.weights or data.limit:
         used &= _in_the_mix(table, used, sources, data)
     return used
@@ -281,16 +290,12 @@ def _tokenize(
 
 
 def _check(
-    splits: Mapping[str, pa.Table], chosen: int, chats: ChatTokenizer, data: Data, dropped: DroppedRows
+    splits: Mapping[str, pa.Table], chosen: int, chats: ChatTokenizer, data: Data, lost: Counter[str]
 ) -> None:
-    """LabError when no row is left, or one side of the split has none."""
+    """LabError when no row is left, or one side of the split has none; `lost` counts the reasons for it."""
     sides = Counter({TRAIN: len(splits["train"])}) + Counter(splits["heldout"]["heldout"].to_pylist())
     if not sides:
-        reasons = ", ".join(f"{count} x {why}" for why, count in dropped.counts.most_common(3))
-        raise LabError(
-            f"none of {chosen} rows can be used with model.max_seq_length = {chats.max_seq_length} "
-            f"({reasons}); raise it, or mend the rows."
-        )
+        raise none_usable(chosen, lost, chats.max_seq_length)
     named = {source for table in splits.values() for source in table["source"].unique().to_pylist()}
     check_sides(sides, named, data.heldout_share, data.heldout_sources, data.validation_share)
 

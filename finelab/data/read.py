@@ -87,14 +87,20 @@ def open_source(text: str) -> Source:
 
 
 def _is_local(text: str) -> bool:
-    path = Path(text)
-    return path.exists() or _parser(path) is not None
+    return Path(text).exists() or names_a_file(text)
+
+
+def names_a_file(text: str) -> bool:
+    """Whether a source's name ends as a data file's does: then it is none of the Hub's."""
+    return _parser(Path(text)) is not None
 
 
 def _open_file(path: Path, name: str) -> Source:
     parse = _parser(path)
     if not path.exists():
-        raise LabError(f"data file {path} does not exist; give a {KINDS} file, or owner/name on the Hub.")
+        raise LabError(
+            f"data file {path.absolute()} does not exist; give a {KINDS} file, or owner/name on the Hub."
+        )
     if not path.is_file():
         raise LabError(f"{path} is not a file; give a {KINDS} file.")
     if parse is None:

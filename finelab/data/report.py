@@ -46,7 +46,7 @@ def report(
         "source": ", ".join(source.name for source in sources),
         "revision": ", ".join(source.revision for source in sources if source.revision),
         "sha256": _sha256(sources),
-        "broken": [source.broken for source in sources if source.broken],
+        "broken": [f"{source.name}: {source.broken}" for source in sources if source.broken],
         "rows_in": found.rows_in,
         "rows_usable": found.rows_in - unusable,
         "rows_chosen": chosen,
@@ -102,6 +102,10 @@ def left_out(numbers: Mapping[str, Any]) -> str:
     """Each reason for leaving out a row with the number of rows and the first of them, one a line."""
     ordered = sorted(numbers["dropped"].items(), key=lambda item: -item[1])
     lines = [f"{count:8,}  {why} (first: {numbers['dropped_first'][why]})" for why, count in ordered]
+    not_picked = numbers["rows_in"] - sum(numbers["dropped"].values()) - numbers["rows_kept"]
+    if not_picked:
+        lines.append(f"{not_picked:8,}  not picked by data.limit or data.weights")
+    lines += [f"       ?  {broken}; nothing behind it is read" for broken in numbers["broken"]]
     return "\n".join(lines) or "no row was left out"
 
 

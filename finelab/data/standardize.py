@@ -172,6 +172,8 @@ def _cleaned(message: Message, control: re.Pattern[str], repairs: Repairs) -> Me
     if content != safe:
         repairs.setdefault("white space trimmed", (safe, content))
     cleaned: Message = {"role": message["role"], "content": content}
+    if "reasoning" in message:
+        repairs.setdefault("reasoning left out", (str(message["reasoning"]), ""))
     if "tool_calls" in message:
         cleaned["tool_calls"] = _safe_value(message["tool_calls"], control, repairs)
     return cleaned

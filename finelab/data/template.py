@@ -123,7 +123,7 @@ class ChatTemplate:
             raise Unusable(f"the chat template refuses it: {error}") from error
         spans = self._find(text, messages)
         if spans is None:
-            raise Unusable("the chat template changes an answer")
+            raise Unusable("the chat template changes an answer or leaves out a part of it")
         return text, spans
 
     def _find(self, text: str, messages: list[Message]) -> list[Span] | None:
@@ -179,8 +179,12 @@ def _answer_header(tokenizer: Any, date_string: str) -> str:
 
 
 def _is_answer(trained: str, message: Message, end_token: str) -> bool:
-    """Whether a span's text is what the message says: its content, or its tool calls."""
+    """Whether a span's text is what the message says: its content, or its tool calls and what is beside them.
+
+    Llama's template leaves out what is beside a call.
+    """
+    content = message["content"].strip()
     if "tool_calls" in message:
-        names = [call["function"]["name"] for call in message["tool_calls"]]
-        return trained.endswith(end_token) and all(name in trained for name in names)
-    return bool(trained == message["content"].strip() + end_token)
+        said = [content, *(call["function"]["name"] for call in message["tool_calls"])]
+        return trained.endswith(end_token) and all(text in trained for text in said)
+    return bool(trained == content + end_token)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from finelab.data.conversation import Conversation, Message
 from finelab.data.dialects import Unusable
+from finelab.data.dropped import none_usable
 from finelab.data.encoder import Encoder, Tokens
 from finelab.data.template import PROBES, ChatTemplate, Span
 from finelab.data.xray import IGNORE
@@ -129,11 +130,7 @@ def tokenize(
     chats = ChatTokenizer(tokenizer, date_string, max_seq_length, truncation)
     result = chats.tokenize(tqdm(conversations, "tokenise", unit=" rows", delay=2))
     if not result.rows:
-        reasons = ", ".join(f"{count} x {why}" for why, count in result.dropped_counts.most_common(3))
-        raise LabError(
-            f"none of {len(conversations)} rows can be used with model.max_seq_length = "
-            f"{max_seq_length} ({reasons}); raise it, or mend the rows."
-        )
+        raise none_usable(len(conversations), result.dropped_counts, max_seq_length)
     return result
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from finelab.chat.requests import ChatMessage
 from finelab.data.dialects import ROLES, to_messages
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -56,6 +57,11 @@ TURNS = {
         QA,
     ),
     "more keys in a turn": ({"messages": [Q | {"weight": 0, "name": "Ann"}, A | {"id": 7, "weight": 1}]}, QA),
+    "reasoning beside an answer": (
+        {"messages": [Q, A | {"reasoning_content": "r"}, Q, A | {"reasoning_content": None}]},
+        [Q, A | {"reasoning": "r"}, *QA],
+    ),
+    "columns of pictures that are empty": ({"messages": QA, "image": None, "images": [], "audio": ""}, QA),
     "more columns": ({"messages": QA, "id": "x", "weight": 0.5, "prompt": "unused"}, QA),
     "a null column before the one that is used": ({"conversations": None, "messages": QA}, QA),
     "a blank column before it, as csv has it": ({"conversations": "", "messages": csv(QA)}, QA),
@@ -73,11 +79,11 @@ TURNS = {
     "a system column that is no text": ({"system": True, "messages": QA}, QA),
     "text parts": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in "pq"]}, A]},
-        [{"role": "user", "content": "p\nq"}, A],
+        [{"role": "user", "content": "pq"}, A],
     ),
     "plain strings among the parts": (
         {"messages": [{"role": "user", "content": ["p", {"type": "text", "text": "q"}]}, A]},
-        [{"role": "user", "content": "p\nq"}, A],
+        [{"role": "user", "content": "pq"}, A],
     ),
     "no parts": ({"messages": [Q, A | {"content": []}]}, [Q, A | {"content": ""}]),
     "text that looks like JSON stays text": (
@@ -209,7 +215,7 @@ TOOL_TURNS = {
     ),
     "a result as text parts": (
         {"role": "tool", "content": [{"type": "text", "text": t} for t in "xy"]},
-        tool("x\ny"),
+        tool("xy"),
     ),
     "a result as a number": ({"role": "tool", "content": 7}, tool("7")),
 }
@@ -253,6 +259,20 @@ def test_calls_and_results_in_any_form_are_the_same_turn(turn, expected):
 )
 def test_tool_definitions_in_any_form_are_what_a_template_takes(row, tools, expected):
     assert to_messages(row | {"tools": tools}) == (QA, expected)
+
+
+def test_the_old_column_of_functions_is_read_where_there_are_no_tools():
+    row = {"messages": QA, "functions": [{"name": "f", "parameters": PARAMETERS}]}
+    assert (
+        to_messages(row) == to_messages(row | {"tools": "[]"}) == (QA, [defined("f", parameters=PARAMETERS)])
+    )
+    assert to_messages(row | {"tools": [{"name": "g"}]}) == (QA, [defined("g")])
+
+
+def test_parts_are_joined_as_the_server_joins_them():
+    content = [{"type": "text", "text": text} for text in ("Hello ", "world")]
+    served = ChatMessage(role="user", content=content).plain(0)
+    assert to_messages({"messages": [{"role": "user", "content": content}, A]})[0][0] == served
 
 
 def test_a_row_is_not_changed():

@@ -35,6 +35,20 @@ configs:
 ---
 """
 
+QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": 'one\n"two"'}
+CALL = {"function": {"name": "f", "arguments": '{"x": null}'}}
+MIXED = {  # JSON Lines that no Arrow struct holds: `datasets` keeps such columns as JSON text
+    "lab/parts": [{"messages": [QUESTION | {"content": [{"type": "text", "text": "q"}]}, ANSWER]}],
+    "lab/calls": [{"messages": [QUESTION, {"role": "assistant", "tool_calls": [CALL]}]}],
+    "lab/weights": [{"messages": [QUESTION, ANSWER | {"weight": 1}]}],
+    "lab/tools": [
+        {
+            "messages": [QUESTION, ANSWER],
+            "tools": [{"name": name, "parameters": {name: {"type": "string"}}} for name in "xy"],
+        }
+    ],
+}
+
 PROGRAM = """
 import json, sys
 from finelab import LabError
@@ -73,6 +87,10 @@ REPOS = {
     "lab/empty": one({"README.md": b"soon"}),
     "lab/echoing": one({TRAIN: table(ROWS)}, state="echoing"),
     "lab/lost": one({TRAIN: table(ROWS)}, lost=(FIRST,)),
+    **{
+        name: one({"train.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()})
+        for name, rows in MIXED.items()
+    },
 }
 
 
@@ -120,7 +138,7 @@ SENTENCES = {
 
 @pytest.fixture(scope="module")
 def anonymous(hub, home):
-    texts = [*OPENED, *SENTENCES]
+    texts = [*OPENED, *MIXED, *SENTENCES]
     return dict(zip(texts, open_in_a_process(hub.endpoint, home, *texts), strict=True))
 
 
@@ -136,6 +154,11 @@ def test_a_tag_and_a_commit_name_the_same_rows(anonymous, text):
     assert (name, revision) == ("lab/tome", FIRST)
     assert rows == ROWS[:3]
     assert sha256 == anonymous["lab/tome@v1"][2] != anonymous["lab/tome"][2]
+
+
+@pytest.mark.parametrize("text", MIXED)
+def test_rows_of_mixed_structure_are_as_their_json_has_them(anonymous, text):
+    assert anonymous[text][3] == MIXED[text]
 
 
 @pytest.mark.parametrize("text", SENTENCES)

@@ -137,6 +137,13 @@ def test_a_row_that_the_template_refuses_is_left_out_with_the_reason(chats, llam
     assert [row.conversation.number for row in result.rows] == [2]
 
 
+def test_text_beside_a_call_that_the_template_would_leave_out_leaves_out_the_row(chats, llama):
+    calling = {"role": "assistant", "content": "Let me look.", "tool_calls": [test_tokens.CALL]}
+    rows = [Row(1, asked(calling, {"role": "tool", "content": "sun"}))]
+    result = chats.tokenize(standardize(rows, control_tokens(llama)).conversations)
+    assert result.dropped == [(1, "the chat template changes an answer or leaves out a part of it")]
+
+
 def test_every_llama_template(llama):
     test_template.check_templates(llama, test_template.WITH_EOT)
 

@@ -116,6 +116,23 @@ DROPPED = {
     "a part without text": (asked([{"type": "text"}]), "content has a part that is not text ('text')"),
     "a part that is null": (asked([None]), "content has a part that is not text (without a type)"),
     "parts in parts": (asked([["q"]]), "content has a part that is not text (without a type)"),
+    # what is not text, or not to be learned
+    "a picture in a column": (
+        {"image": "1.jpg", **asked("<image>\nWhat is this?")},
+        "the column image is filled, and only text can be learned",
+    ),
+    "sounds in a column": (
+        {"audios": [{"path": "1.wav"}], **asked("q")},
+        "the column audios is filled, and only text can be learned",
+    ),
+    "an answer of weight 0": (
+        {"messages": [USER, GPT | {"weight": 0}, USER, GPT | {"weight": 1}]},
+        "an answer has weight 0, which says not to train on it",
+    ),
+    "a call of weight 0": (
+        {"messages": [USER, calling(CALL) | {"weight": 0.0}]},
+        "an answer has weight 0, which says not to train on it",
+    ),
     # who speaks when
     "only a system turn": (sharegpt(("system", "s")), NO_ANSWER),
     "only a question": (sharegpt(("human", "q")), NO_ANSWER),
@@ -288,6 +305,11 @@ SAVED = {
         sharegpt(("system", ""), ("human", ""), ("gpt", ""), ("human", "q"), ("gpt", "a"), ("human", "")),
         QA,
         {"empty system turn dropped", "empty user turn dropped", "empty assistant turn dropped"},
+    ),
+    "reasoning beside an answer": (
+        {"conversations": [USER, GPT | {"reasoning_content": "First, ..."}]},
+        QA,
+        {"reasoning left out"},
     ),
     "five answers without a question": (
         sharegpt(("human", "q"), ("gpt", "a"), *[("gpt", "b")] * 4),

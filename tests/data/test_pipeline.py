@@ -36,6 +36,11 @@ def prepared(preset, tokenizer):
     return run
 
 
+@pytest.fixture(scope="module")
+def chats(tokenizer):
+    return data.ChatTokenizer(tokenizer, "26 Jul 2024", 2048, "cut_turn")
+
+
 def ids(prepared, name):
     return prepared.split(name)["id"][:]
 
@@ -94,8 +99,55 @@ def test_rows_stay_on_their_side_when_others_are_added(prepared, write_rows):
     assert few < more
 
 
-def test_a_limit_keeps_so_many_rows(prepared, write_rows):
-    assert prepared(write_rows(many(200)), limit=100).report["rows_kept"] == 100
+def test_a_limit_keeps_so_many_rows_and_the_others_are_told(prepared, write_rows):
+    report = prepared(write_rows([*many(200), {"text": "?"}]), limit=100).report
+    assert report["rows_kept"] == 100
+    lost, not_picked = data.left_out(report).splitlines()
+    assert lost.endswith("rows.jsonl, row 201)")
+    assert not_picked == "     100  not picked by data.limit or data.weights"
+
+
+def test_a_file_that_breaks_off_is_told_each_time(prepared, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(many(60))[:-1] + ", oops]", encoding="utf-8")
+    for _ in range(2):
+        report = prepared(path).report
+        assert report["rows_kept"] == 60
+        assert "rows.json: not valid JSON" in data.left_out(report)
+        assert "in row 61; nothing behind it is read" in data.left_out(report)
+
+
+CALLING = {
+    "messages": [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": "{}"}]},
+        {"role": "tool", "content": "r"},
+        {"role": "assistant", "content": "a"},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("rows", "answer"),
+    [
+        ([{"text": "?"}, row("q", "long " * 3000), row("q", "good")], "good"),
+        ([CALLING], '{"name": "f", "arguments": {}}'),
+    ],
+    ids=["behind a row that is too long", "a call for a template without calls"],
+)
+def test_the_example_is_the_first_row_that_can_be_trained_on(write_rows, chats, tokenizer, rows, answer):
+    found = data.example(data.open_source(str(write_rows(rows))), chats)
+    assert found.conversation.messages[1]["content"] == answer
+    learned = tokenizer.decode(found.input_ids[found.labels != data.IGNORE])
+    assert learned.startswith(f"{answer}<|im_end|>")
+
+
+def test_without_an_example_the_reasons_are_told_and_no_limit(write_rows, chats):
+    with pytest.raises(LabError) as error:
+        data.example(data.open_source(str(write_rows([{"text": "?"}, row("q", "long " * 3000)]))), chats)
+    assert str(error.value).startswith("2 of 2 rows cannot be used.\n")
+    assert "first answer longer than max_seq_length (first: " in str(error.value)
+    assert "limit" not in str(error.value)
 
 
 def test_sources_are_mixed_by_their_weights(prepared, write_rows):
@@ -114,6 +166,30 @@ def test_filters_leave_rows_out_with_a_reason(prepared, write_rows):
     assert report["dropped"]["language de is not in data.languages"] == 1
     assert report["dropped_share"] == 0
     assert report["rows_kept"] == 60
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"min_score": 4.5},
+            "the filters of [data] leave out every row (60 x score below data.min_score); loosen them",
+        ),
+        ({"min_score": 4.5, "weights": [1]}, "the filters of [data] leave out every row (60 x score below"),
+        ({"min_trained_tokens": 500}, "data.min_trained_tokens); lower data.min_trained_tokens, or mend"),
+    ],
+    ids=["score", "score and weights", "trained tokens"],
+)
+def test_filters_that_leave_nothing_are_named(prepared, write_rows, values, said):
+    with pytest.raises(LabError) as error:
+        prepared(write_rows(many(60, score=1.0)), **values)
+    assert said in str(error.value)
+    assert "max_seq_length" not in str(error.value)
+
+
+def test_rows_that_are_all_too_long_are_told_what_to_raise(prepared, write_rows):
+    with pytest.raises(LabError, match=r"none of 2 rows .*; raise model\.max_seq_length = 2048, or mend"):
+        prepared(write_rows([*[row("q", "long " * 3000)] * 5, row("r", "long " * 3000)]))
 
 
 def test_near_duplicates_go_when_they_are_asked_to(prepared, write_rows):

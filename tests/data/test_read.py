@@ -407,6 +407,25 @@ def test_arrow_rows_that_python_cannot_hold_are_lost_alone(tmp_path):
     assert "can't decode byte 0xe9" in rows[1].error
 
 
+def test_a_parquet_file_gives_its_json_parsed_and_no_member_that_is_there_for_another_row(tmp_path):
+    rows = [
+        {"turns": [{"text": "a", "call": {"x": 1}}, {"text": None, "call": {"y": [None]}}], "score": 1},
+        {"turns": None, "score": None},
+        {"turns": None, "score": None},
+    ]
+    said = pyarrow.array(['["a", {"x": null}]', None, "no JSON"], pyarrow.json_())
+    table = pyarrow.Table.from_pylist(rows).append_column("said", said)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    first, second, third = open_source(str(tmp_path / "a.parquet")).rows()
+    assert first.value == {
+        "turns": [{"text": "a", "call": {"x": 1}}, {"call": {"y": [None]}}],
+        "score": 1,
+        "said": ["a", {"x": None}],
+    }
+    assert second.value == {"turns": None, "score": None, "said": None}
+    assert "Expecting value" in third.error
+
+
 def test_an_overlong_line_is_lost_alone(tmp_path, monkeypatch):
     for module in (files_text, files_json):
         monkeypatch.setattr(module, "LONGEST_ROW", 1000)

@@ -288,7 +288,9 @@ def test_rows_that_cannot_be_used_are_named_with_the_reason(tokenizer):
     result = tokenize(tokenizer, canonical(tokenizer, rows), 60, DATE)
     assert [(row.conversation.number, row.truncated) for row in result.rows] == [(1, False), (3, True)]
     assert result.dropped == [(2, "first answer longer than max_seq_length")]
-    with pytest.raises(LabError, match=r"none of 1 rows .* model\.max_seq_length = 60 \(1 x first answer"):
+    with pytest.raises(
+        LabError, match=r"none of 1 rows .*1 x first answer.* raise model\.max_seq_length = 60"
+    ):
         tokenize(tokenizer, canonical(tokenizer, rows[1:2]), 60, DATE)
 
 
