@@ -10,12 +10,14 @@ HELDOUT = [{"input_ids": [60 + i, 5, 80, 9], "labels": [-100, 5, 80, 9]} for i i
 
 
 class Processing:
-    """Stands for the tokenizer, of which the session only asks that it be saved."""
+    """Stands for the tokenizer, of which the session only asks that it be saved, with its date."""
 
     model_input_names = ("input_ids",)
+    chat_template = "Today is {{ date_string }}."
 
     def save_pretrained(self, folder):
         Path(folder, "tokenizer.json").write_text("{}", encoding="utf-8")
+        Path(folder, "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
 
 def trainer_of(session, callbacks=(), rows=ROWS, model=None, collator=None, **args):

@@ -63,6 +63,8 @@ def test_a_whole_run_is_recorded(run, capsys):
     assert training["best_step"] is None
     assert not training["stopped_early"]
     assert (run.adapter / ADAPTER).exists()
+    shipped = (run.adapter / "chat_template.jinja").read_text("utf-8")
+    assert shipped == '{%- set date_string = "26 Jul 2024" %}Today is {{ date_string }}.'
     assert "Starting: 8 steps." in capsys.readouterr().out
 
 
