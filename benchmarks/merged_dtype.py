@@ -25,7 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run that has been trained")
     run = open_run(parser.parse_args().run)
-    rows, base = data.load_split(run, "heldout"), model_path(run.recipe.model.model_name)
+    base = model_path(run.recipe.model.model_name, run.recipe.model.revision)
+    rows = data.load_split(run, "heldout")
     with_adapter = PeftModel.from_pretrained(load(base), run.adapter).eval()
     before, adapter = map(evaluate.row_totals, evaluate.base_and_tuned(with_adapter, rows))
     found = {"adapter": evaluate.by_kind(rows, before, adapter)}

@@ -46,11 +46,12 @@ def main() -> None:
         "--gemma", type=Path, metavar="FOLDER", help="the model that benchmarks/gemma.py made"
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trials at once (one per core)")
+    parser.add_argument("--retry", action="store_true", help="run failed trials again")
     args = parser.parse_args()
     folder = RUNS / f"sweep-{args.sweep}"
     create_sweep(folder, definition(args.sweep, args.gemma))
     started = time.monotonic()
-    run_sweep(folder, workers=args.workers)
+    run_sweep(folder, workers=args.workers, retry=args.retry)
     wall_s = round(time.monotonic() - started, 1)
     found = report(folder)
     print(table(found).to_string())

@@ -36,7 +36,10 @@ MERGED_DTYPE = ("base", "float16")
 
 @dataclass(frozen=True)
 class Model:
-    """What `FastLanguageModel.from_pretrained` takes; `embedded` names the model inside the lab."""
+    """What `FastLanguageModel.from_pretrained` takes; `embedded` names the model inside the lab.
+
+    With a `revision` it takes the folder of the model's files at that commit of the Hub.
+    """
 
     model_name: str
     max_seq_length: int
@@ -209,16 +212,17 @@ def dumps(recipe: Recipe) -> str:
 def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     """Apply `section.key=value` texts, values written as in TOML (a bare word is a string).
 
-    Another `model.model_name` is the new `publish.base_model` too, and takes the licence and the merged
-    file's dtype away, unless they are set as well: what the recipe says of its own model does not hold for
-    another. So other `data.sources` take away the kinds of conversation that are held out, and the shares of
-    a mix.
+    Another `model.model_name` is the new `publish.base_model` too, and takes the revision, the licence and
+    the merged file's dtype away, unless they are set as well: what the recipe says of its own model does not
+    hold for another. So other `data.sources` take away the kinds of conversation that are held out, and the
+    shares of a mix.
     """
     changes = dict(_assignment(text) for text in assignments)
     model_name = changes.get(("model", "model_name"), recipe.model.model_name)
     if model_name != recipe.model.model_name:
-        own = {"base_model": model_name, "license": "", "merged_dtype": "base"}
-        changes = {("publish", key): value for key, value in own.items()} | changes
+        publish = {"base_model": model_name, "license": "", "merged_dtype": "base"}
+        changes = {("publish", key): value for key, value in publish.items()} | changes
+        changes = {("model", "revision"): None} | changes
     if changes.get(("data", "sources"), sources := list(recipe.data.sources)) != sources:
         changes = {("data", "heldout_sources"): [], ("data", "weights"): []} | changes
     tables: dict[str, Any] = tomllib.loads(dumps(recipe))

@@ -33,7 +33,9 @@ def test_set_changes_only_what_it_names(preset):
 
 
 def test_another_model_does_not_keep_what_was_said_of_the_first(preset):
-    changed = recipe.override(preset, ["model.model_name=Qwen/Qwen3-0.6B"])
+    pinned = recipe.override(preset, ["model.revision=0123abcd"])
+    changed = recipe.override(pinned, ["model.model_name=Qwen/Qwen3-0.6B"])
+    assert changed.model.revision is None
     assert (changed.publish.base_model, changed.publish.license) == ("Qwen/Qwen3-0.6B", "")
     assert (preset.publish.merged_dtype, changed.publish.merged_dtype) == ("float16", "base")
     said = ["publish.license=apache-2.0", "publish.base_model=Qwen/Qwen3-0.6B-Base"]

@@ -18,18 +18,24 @@ from typing import Any
 from finelab.errors import LabError
 from finelab.files import sha256, staged, write_json, writing
 from finelab.machine import require_free_space
+from finelab.recipe import HUB_ID
 
 EMBEDDED = "embedded"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "sha256.json"
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*"]  # no pickle
 
 
-def model_path(model_name: str) -> str:
+def model_path(model_name: str, revision: str | None = None) -> str:
     """What `from_pretrained` takes for a recipe's `model_name`: a Hub id, a folder, or the embedded model's.
 
-    LabError for a path where no model lies, which the Hub's client would take for an id.
+    With a `revision`, a commit, branch or tag on the Hub, it is the folder of the model's files there, which
+    are downloaded if the Hub's cache has them not. LabError for a path where no model lies, which the Hub's
+    client would take for an id, and for a revision that cannot be had.
     """
+    if revision is not None:
+        return _at_revision(model_name, revision)
     if model_name == EMBEDDED:
         return str(embedded_model())
     is_path = Path(model_name).is_absolute() or model_name.startswith((".", "~"))
@@ -39,6 +45,33 @@ def model_path(model_name: str) -> str:
             f"that save_pretrained made, a model on the Hub as owner/name, or {EMBEDDED!r}."
         )
     return model_name
+
+
+def _at_revision(model_name: str, revision: str) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if Path(model_name).is_dir() or not HUB_ID.fullmatch(model_name):
+        raise LabError(
+            f"model.revision = {revision!r} is a commit on the Hub, and model.model_name = {model_name!r} is "
+            "not a model there; leave the revision out."
+        )
+    try:
+        return str(snapshot_download(model_name, revision=revision, allow_patterns=MODEL_FILES))
+    except RevisionNotFoundError as error:
+        raise LabError(
+            f"model.revision: {model_name} has no {revision!r} on the Hub; give a commit, a branch or a tag."
+        ) from error
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise LabError(
+            f"{model_name} cannot be had from the Hub at {revision!r} ({type(error).__name__}); check the "
+            "name, the network, and that your token may read it."
+        ) from error
 
 
 def embedded_model() -> Path:

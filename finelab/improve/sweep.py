@@ -33,7 +33,10 @@ def run_sweep(folder: Path, workers: int = 1, retry: bool = False) -> list[Outco
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return [outcome(trial, folder) for trial in trials]
+    outcomes = [outcome(trial, folder) for trial in trials]
+    if failed := sum(each.state == "failed" for each in outcomes):
+        print(f"{failed} of {len(trials)} failed; run_sweep(folder, retry=True) runs them again.")
+    return outcomes
 
 
 def _progress(ended: Outcome, done: int, total: int, seconds: float) -> str:

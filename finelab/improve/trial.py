@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ POLL_S = 1.0
 INTERRUPTED = (130, -signal.SIGINT)  # how `finelab run` ends after Ctrl-C
 
 
+class Killed(LabError):
+    """A signal ended the child, which says nothing of the trial: memory ran out, or somebody ended it."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a trial: `state` is finished, failed, stopped early or waiting, `reason` says why.
@@ -54,16 +59,21 @@ class Outcome:
     training: Mapping[str, Any]
 
 
-def steps_for(tokens_per_row: float, effective_batch: int, trained_tokens: int) -> int:
-    """The optimizer steps, at least one, that bring a run nearest to so many trained tokens."""
-    return max(1, round(trained_tokens / (tokens_per_row * effective_batch)))
+def steps_for(rows: int, tokens: int, effective_batch: int, trained_tokens: int) -> int:
+    """The optimizer steps, at least one, that bring a run nearest to so many trained tokens.
+
+    The trainer has `rows` rows with `tokens` trained tokens in all; an epoch's last step has what is left.
+    """
+    epochs, rest = divmod(trained_tokens, tokens)
+    wanted = rest / tokens * rows
+    whole = int(wanted // effective_batch)
+    steps = min((whole, whole + 1), key=lambda steps: abs(min(steps * effective_batch, rows) - wanted))
+    return max(1, epochs * math.ceil(rows / effective_batch) + steps)
 
 
-def tokens_per_row(lengths: Sequence[int], trained: Sequence[int], chosen: recipe.Recipe) -> float:
-    """The trained tokens of one of the trainer's rows, which hold several conversations when packed."""
-    packed = chosen.training.packing
-    rows = packed_rows(lengths, chosen.model.max_seq_length) if packed else len(lengths)
-    return sum(trained) / rows
+def trainer_rows(lengths: Sequence[int], chosen: recipe.Recipe) -> int:
+    """The trainer's rows, which hold several conversations when packed."""
+    return packed_rows(lengths, chosen.model.max_seq_length) if chosen.training.packing else len(lengths)
 
 
 def outcome(trial: Trial, runs: Path) -> Outcome:
@@ -83,8 +93,9 @@ def run_trial(
 ) -> Outcome:
     """Bring a trial to its end in `runs / trial.name`, from where it is; one that has ended is kept.
 
-    With `retry` a failed trial is run again. `stop` ends it after a save; it then goes on next time.
-    `at_once` trials share this machine's cores.
+    With `retry` a failed trial is run again. `stop` ends it after a save; it then goes on next time. So does
+    one that a signal ended: it is waiting, and the reason names the signal. `at_once` trials share this
+    machine's cores.
     """
     folder = runs / trial.name
     if retry:
@@ -106,6 +117,8 @@ def run_trial(
         ]
         warmup = f"training.warmup_steps={warmup_steps}"  # unless the setting says otherwise
         _run(trial, trial.name, "train", [warmup, *trial.assignments, *added], runs, stop, threads)
+    except Killed as error:
+        return replace(outcome(trial, runs), reason=str(error))
     except LabError as error:
         write_json(folder / FAILED, {"reason": str(error)})
     return outcome(trial, runs)
@@ -146,10 +159,11 @@ def _prepare(trial: Trial, runs: Path, stop: threading.Event | None, threads: in
         own.record("data", prepared.evidence()["data"])
         with staged(own.folder / "data") as stage:
             shutil.copytree(prepared.folder / "data", stage, dirs_exist_ok=True)
-    counts = token_counts(load_split(prepared, "train"))
+    lengths, trained = token_counts(load_split(prepared, "train"))
     training = own.recipe.training
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    steps = steps_for(tokens_per_row(*counts, own.recipe), batch, trial.trained_tokens)
+    rows = trainer_rows(lengths, own.recipe)
+    steps = steps_for(rows, sum(trained), batch, trial.trained_tokens)
     return steps, min(training.warmup_steps, steps // 10)
 
 
@@ -175,7 +189,7 @@ def _run(
     stop: threading.Event | None,
     threads: int,
 ) -> None:
-    """`python -m finelab run` in a child; LabError with its last line when it fails."""
+    """`python -m finelab run` in a child; LabError with its last line when it fails, Killed by a signal."""
     from filelock import FileLock
 
     folder = runs / name
@@ -201,7 +215,9 @@ def _run(
     if child.returncode in INTERRUPTED or (stop and stop.is_set()):
         raise KeyboardInterrupt
     said = _last_line(folder / "output.txt")
-    raise LabError(said if child.returncode > 0 else f"ended by signal {-child.returncode}; before: {said}")
+    if child.returncode < 0:
+        raise Killed(f"ended by signal {-child.returncode}, and the next call goes on; before: {said}")
+    raise LabError(said)
 
 
 def _wait(child: subprocess.Popen[bytes], folder: Path, stop: threading.Event | None) -> None:

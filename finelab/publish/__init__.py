@@ -13,6 +13,7 @@ from finelab.publish.identity import (
 )
 from finelab.publish.manifest import Manifest, adapter_for_hub, proven
 from finelab.publish.merge import merge
+from finelab.publish.precision import measured_dtype, require_finite
 from finelab.publish.push import changes, fetch_pushed, hub, record_push
 from finelab.publish.served import keep_served_check
 from finelab.publish.token import check_token, find_tokens, read_token
@@ -36,10 +37,12 @@ __all__ = [
     "hub",
     "keep_served_check",
     "link",
+    "measured_dtype",
     "merge",
     "proven",
     "read_token",
     "record_push",
+    "require_finite",
     "require_identity",
     "require_merged_files",
     "write_card",

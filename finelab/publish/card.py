@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finelab.data.read import names_a_file
 from finelab.embedded.model import EMBEDDED
 from finelab.errors import LabError
 from finelab.files import write_text
+from finelab.publish.precision import stored_dtype
 from finelab.recipe import HUB_ID, Recipe, require_publishable
 from finelab.run import Run
 
@@ -30,11 +32,13 @@ LLAMA_NOTICE = (
 def write_card(run: Run, folder: Path, repo_id: str) -> str:
     """Write README.md, its figures and the licence's files into a folder to be pushed as `repo_id`.
 
-    An adapter's folder gets an adapter's card. LabError when the evidence is incomplete, when the base
-    has no Hub id or no licence, or when a licence's terms are not met: a Llama's name must begin with Llama.
+    An adapter's folder gets an adapter's card. LabError when the evidence of the data or of the training is
+    missing, when the base has no Hub id or no licence, or when a licence's terms are not met: a Llama's name
+    must begin with Llama.
     """
     publish = run.recipe.publish
     require_publishable(run.recipe)
+    _require_evidence(run)
     if publish.license.startswith("llama"):
         _add_licence(publish.license, repo_id.partition("/")[2], folder)
     is_adapter = (folder / "adapter_config.json").exists()
@@ -48,11 +52,21 @@ def write_card(run: Run, folder: Path, repo_id: str) -> str:
     return text
 
 
+def _require_evidence(run: Run) -> None:
+    evidence = run.evidence()
+    for stage, key in (("data", "data"), ("train", "training")):
+        if key not in evidence:
+            raise LabError(
+                f"{run.folder / 'evidence.json'} says nothing of the run's {key}, and the card would; "
+                f"do that stage and the later ones again with --from {stage}."
+            )
+
+
 def _metadata(run: Run, repo_id: str, is_adapter: bool) -> str:
     from huggingface_hub import ModelCardData
 
     publish, evidence = run.recipe.publish, run.evidence()
-    on_hub = [name for name in evidence["data"]["source"].split(", ") if HUB_ID.fullmatch(name)]
+    on_hub = [name for name in evidence["data"]["source"].split(", ") if _is_on_hub(name)]
     data = ModelCardData(
         base_model=publish.base_model,
         license=publish.license,
@@ -88,8 +102,8 @@ def _result(data: dict[str, Any], on_hub: list[str], evaluation: dict[str, Any])
 def _body(run: Run, folder: Path, repo_id: str, is_adapter: bool) -> str:
     evidence, recipe = run.evidence(), run.recipe
     sections = {
-        "Did it work?": _verdict(evidence, is_adapter) + _figure(folder, "03_heldout"),
-        "How to use it": _usage(repo_id, recipe.publish.base_model, folder, is_adapter),
+        "Did it work?": _verdict(evidence, recipe, is_adapter) + _figure(folder, "03_heldout"),
+        "How to use it": _usage(repo_id, recipe.publish.base_model, is_adapter),
         "Data": _data(evidence["data"]),
         "Training": _training(evidence, recipe) + _figure(folder, "03_loss"),
         "Planned and measured": _plan(evidence.get("plan", {})),
@@ -98,7 +112,7 @@ def _body(run: Run, folder: Path, repo_id: str, is_adapter: bool) -> str:
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
     built_with = "Built with Llama.\n\n" if recipe.publish.license.startswith("llama") else ""
-    kind = "the LoRA adapter" if is_adapter else "merged to 16 bit"
+    kind = "the LoRA adapter" if is_adapter else f"merged, in {stored_dtype(folder)}"
     return (
         f"\n# {repo_id.partition('/')[2]}\n\n{built_with}{recipe.publish.base_model}, fine-tuned with LoRA "
         f"by finelab: {kind}. Every number below was measured by the run.{_base_copy(recipe)}\n\n{body}\n"
@@ -121,7 +135,7 @@ def _evaluation(evidence: dict[str, Any], is_adapter: bool) -> dict[str, Any]:
     return measured if is_adapter else evidence.get("merged_evaluation", measured)
 
 
-def _verdict(evidence: dict[str, Any], is_adapter: bool) -> str:
+def _verdict(evidence: dict[str, Any], recipe: Recipe, is_adapter: bool) -> str:
     if not (evaluation := _evaluation(evidence, is_adapter)):
         return "Not evaluated."
     lines = [f"On {evaluation['rows']} held-out conversations: {_comparison(evaluation)}"]
@@ -131,8 +145,9 @@ def _verdict(evidence: dict[str, Any], is_adapter: bool) -> str:
             "interval speaks of more conversations of these kinds, not of other kinds."
         )
     lines.append(_how(evidence, is_adapter))
-    if evidence["training"].get("best_step"):
-        rows = evidence["data"]["validation_rows"]
+    rows = evidence["data"].get("validation_rows", 0)
+    if evidence["training"].get("best_step") and rows:
+        rows = min(rows, recipe.training.eval_rows or rows)
         lines.append(f"This checkpoint was chosen by its loss on {rows:,} other conversations.")
     return "\n\n".join(lines)
 
@@ -140,8 +155,10 @@ def _verdict(evidence: dict[str, Any], is_adapter: bool) -> str:
 def _how(evidence: dict[str, Any], is_adapter: bool) -> str:
     """On which files the loss was measured, and in which precision."""
     if not is_adapter and "merged_evaluation" in evidence:
-        return "Measured on this file, loaded as it is here, against its base in 16 bit."
-    said = f"Measured with the adapter on its base in {evidence['evaluation']['weights']}"
+        weights = evidence["merged_evaluation"]["weights"]
+        return f"Measured on this file, loaded in {weights}, against its base in 16 bit."
+    weights = evidence["evaluation"].get("weights")  # a run of 0.1.0 has none
+    said = f"Measured with the adapter on its base{f' in {weights}' if weights else ''}"
     return f"{said}." if is_adapter else f"{said}, before the merge; the merged file's own loss was not."
 
 
@@ -154,15 +171,13 @@ def _comparison(values: dict[str, Any]) -> str:
     )
 
 
-def _usage(repo_id: str, base_model: str, folder: Path, is_adapter: bool) -> str:
+def _usage(repo_id: str, base_model: str, is_adapter: bool) -> str:
     if is_adapter:
         return f"""```python
 from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained("{repo_id}")  # on {base_model}
 ```"""
-    gguf = sorted(path.name for path in folder.glob("*.gguf"))
-    llama_cpp = f"\nllama-server -hf {repo_id} --hf-file {gguf[0]}  # llama.cpp" if gguf else ""
     return f"""```python
 from transformers import pipeline
 
@@ -171,7 +186,7 @@ chat([{{"role": "user", "content": "Why is the sky blue?"}}], max_new_tokens=128
 ```
 
 ```sh
-vllm serve {repo_id}  # an OpenAI-compatible API{llama_cpp}
+vllm serve {repo_id}  # an OpenAI-compatible API
 ```"""
 
 
@@ -190,7 +205,8 @@ def _data(data: dict[str, Any]) -> str:
 
 def _training(evidence: dict[str, Any], recipe: Recipe) -> str:
     training, lora, chosen = evidence["training"], recipe.lora, recipe.training
-    tuned = evidence.get("tuning", {})  # the batches that were measured as fastest, in place of the recipe's
+    # the batches that were measured as fastest, in place of the recipe's
+    tuned = evidence.get("tuning", {}) if chosen.tune else {}
     batches = {name: tuned.get(name, getattr(chosen, name)) for name in BATCHES}
     length = "max_steps" if chosen.max_steps > 0 else "num_train_epochs"
     values = {
@@ -207,15 +223,23 @@ def _training(evidence: dict[str, Any], recipe: Recipe) -> str:
         "seed": chosen.seed,
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
-    versions = training.get("versions", {})
+    versions = ", ".join(f"{name} {version}" for name, version in training.get("versions", {}).items())
+    machines = ", ".join(dict.fromkeys(training.get("machines", [])))  # a run of 0.1.0 has none
     return (
         f"{training['steps']:,} optimizer steps over {training['tokens_trained']:,} tokens of answers in "
-        f"{training['seconds'] / 60:,.1f} minutes on {', '.join(dict.fromkeys(training['machines']))}, "
+        f"{training['seconds'] / 60:,.1f} minutes{f' on {machines}' if machines else ''}, "
         f"{training['tokens_per_s']:,.0f} tokens/s; loss of the first "
-        f"step {training['first_loss']:.3f}, of the last {training['last_loss']:.3f}. "
-        f"{', '.join(f'{name} {version}' for name, version in versions.items())}.\n\n"
+        f"step {training['first_loss']:.3f}, of the last {training['last_loss']:.3f}."
+        f"{f' {versions}.' if versions else ''}"
+        f"{_accepted(training.get('accepted_changes', []))}\n\n"
         f"| parameter | value |\n| --- | --- |\n{rows}"
     )
+
+
+def _accepted(changes: list[str]) -> str:
+    """What changed between the sittings of the training; with a path in it, only the field is told."""
+    told = [change.partition(":")[0] if re.search(r"[\\/]", change) else change for change in changes]
+    return f"\n\nChanged on the way, and accepted: {'; '.join(told)}." if told else ""
 
 
 def _plan(plan: dict[str, Any]) -> str:
@@ -246,7 +270,11 @@ def _limits(base_model: str) -> str:
 def _names(data: dict[str, Any]) -> str:
     """The data sets' names; of a user's own files only the last part, the folders are nobody's business."""
     names = data["source"].split(", ")
-    return ", ".join(name if HUB_ID.fullmatch(name) else re.split(r"[\\/]", name)[-1] for name in names)
+    return ", ".join(name if _is_on_hub(name) else re.split(r"[\\/]", name)[-1] for name in names)
+
+
+def _is_on_hub(name: str) -> bool:
+    return bool(HUB_ID.fullmatch(name)) and not names_a_file(name)
 
 
 def _figure(folder: Path, name: str) -> str:

@@ -109,7 +109,7 @@ def load(run: Run, profile: Profile) -> tuple[Any, Any]:
 
     recipe = run.recipe
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=distributed.first(lambda: model_path(recipe.model.model_name)),
+        model_name=distributed.first(lambda: model_path(recipe.model.model_name, recipe.model.revision)),
         max_seq_length=recipe.model.max_seq_length,
         dtype=profile.torch_dtype(),
         load_in_4bit=profile.load_in_4bit,

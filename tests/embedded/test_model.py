@@ -1,14 +1,17 @@
 """The embedded model: the tokenizer it was given, and that damage to its files is noticed."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
+from huggingface_hub import CommitOperationAdd, HfApi
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from finelab.embedded import model
 from finelab.errors import LabError
+from tests.hub.loopback import LoopbackHub, point_client_at
 
 WEIGHTS = "model.safetensors"
 # SmolLM2's vocabulary lacks the bytes of six control characters and of the unassigned U+40000 to U+BFFFF.
@@ -117,3 +120,39 @@ def test_a_folder_with_a_model_and_a_hub_id_are_taken_as_they_are(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert model.model_path(str(tmp_path)) == str(tmp_path)
     assert model.model_path("unsloth/Llama-3.2-1B-Instruct") == "unsloth/Llama-3.2-1B-Instruct"
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with LoopbackHub(tmp_path / "hub") as server:
+        point_client_at(server, monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", server.token("alice"))
+        yield server
+
+
+def test_a_revision_is_the_model_as_it_was_then(server):
+    api = HfApi(endpoint=server.url)
+    api.create_repo("alice/model")
+    then, now = (
+        api.create_commit(
+            "alice/model",
+            [CommitOperationAdd(name, text) for name in ("config.json", "model.bin")],
+            commit_message="another",
+        ).oid
+        for text in (b'{"version": 1}', b'{"version": 2}')
+    )
+    folders = {commit: Path(model.model_path("alice/model", commit)) for commit in (then, now, "main")}
+    found = {commit: (folder / "config.json").read_text() for commit, folder in folders.items()}
+    assert found == {then: '{"version": 1}', now: '{"version": 2}', "main": '{"version": 2}'}
+    assert not (folders[now] / "model.bin").exists()
+    with pytest.raises(LabError, match=r"model\.revision: alice/model has no 'v9' on the Hub; give a commit"):
+        model.model_path("alice/model", "v9")
+    with pytest.raises(LabError, match=r"alice/none cannot be had from the Hub at 'v9'.*check the name"):
+        model.model_path("alice/none", "v9")
+
+
+@pytest.mark.parametrize("name", [model.EMBEDDED, "{tmp}", "./no-model"])
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(name, tmp_path):
+    with pytest.raises(LabError, match=r"model\.revision = 'main' is a commit on the Hub.* leave the"):
+        model.model_path(name.replace("{tmp}", str(tmp_path)), "main")

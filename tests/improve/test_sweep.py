@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from finelab.improve import Sweep, create_sweep, report, run_sweep, table
-from finelab.improve.trial import FAILED
+from finelab.improve.trial import FAILED, outcome, run_trial
 from finelab.run import open_run
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +40,7 @@ def finish(folder, trial, shift, losses=LOSSES):
     (run / "evidence.json").write_text(json.dumps({"training": training}), encoding="utf-8")
 
 
-def test_a_failed_seed_is_said_and_takes_its_settings_verdict(tmp_path):
+def test_a_failed_seed_is_said_and_takes_its_settings_verdict(tmp_path, capsys):
     settings = {"default": {}, "good": {"lora.r": 8}, "broken": {"lora.r": 4}}
     sweep = create_sweep(tmp_path, Sweep("smollm2-135m", 1000, (1, 2), settings))
     for trial in sweep.trials():
@@ -48,6 +50,7 @@ def test_a_failed_seed_is_said_and_takes_its_settings_verdict(tmp_path):
     (tmp_path / "broken-s2" / FAILED).write_text('{"reason": "it fell over"}', encoding="utf-8")
 
     assert [each.state for each in run_sweep(tmp_path)].count("failed") == 1
+    assert "1 of 6 failed; run_sweep(folder, retry=True) runs them again" in capsys.readouterr().out
     found = report(tmp_path)["settings"]
     assert found["good"]["difference"] == pytest.approx(6 / 15)
     assert found["good"]["untrained_loss"] == pytest.approx(45 / 15)
@@ -78,6 +81,22 @@ def test_several_answers_to_one_question_are_one_piece_of_evidence(tmp_path, que
         finish(tmp_path, trial, 0, rows if trial.setting == "a" else other)
     _, high = report(tmp_path)["settings"]["b"]["interval"]
     assert (high < 0) == (questions == 40)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a child's exit says nothing of a signal")
+def test_a_trial_whose_child_is_killed_is_left_for_the_next_call(tmp_path):
+    settings = {"default": {}, "small": {"lora.r": 8}}
+    trial = create_sweep(tmp_path, Sweep("smollm2-135m", 70, (1, 2), settings)).trials()[0]
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run_trial, trial, tmp_path)
+        while not (
+            children := [each for each in psutil.Process().children() if "--stages" in each.cmdline()]
+        ):
+            assert not future.done()
+        children[0].kill()
+        ended = future.result()
+    assert ended.state == "waiting" and "ended by signal 9, and the next call goes on" in ended.reason
+    assert outcome(trial, tmp_path).state == "waiting"
 
 
 @pytest.mark.slow

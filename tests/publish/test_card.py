@@ -56,7 +56,18 @@ def recorded(tmp_path, name, *changes):
     for stage, values in EVIDENCE.items():
         run.record(stage, values)
     run.merged.mkdir()
+    (run.merged / "config.json").write_text('{"dtype": "float16"}', encoding="utf-8")
     return run
+
+
+def forget(run, stage, *keys):
+    """Take some of a stage's evidence away, without keys all of it."""
+    evidence = run.evidence()
+    for key in keys:
+        del evidence[stage][key]
+    if not keys:
+        del evidence[stage]
+    (run.folder / "evidence.json").write_text(json.dumps(evidence), encoding="utf-8")
 
 
 def card_of(run, repo_id="somebody/Llama-tuned"):
@@ -114,9 +125,11 @@ def test_a_merged_files_card_has_the_files_own_loss_and_an_adapters_the_adapters
     run = recorded(tmp_path, "smollm2-135m")
     assert "before the merge" in card_of(run)[0]
     own = {"heldout_nll_tuned": 1.25, "difference": -0.65, "verdict": "improved", "rows": 41}
+    own |= {"weights": "float16"}
     run.record("merged_evaluation", EVIDENCE["evaluation"] | own)
     text, metadata = card_of(run)
-    assert "On 41 held-out conversations" in text and "Measured on this file" in text
+    assert "On 41 held-out conversations" in text
+    assert "merged, in float16" in text and "Measured on this file, loaded in float16," in text
     assert metadata.eval_results[0].metric_value == 1.25
     (run.merged / "adapter_config.json").write_text("{}", encoding="utf-8")
     text, metadata = card_of(run)
@@ -126,9 +139,7 @@ def test_a_merged_files_card_has_the_files_own_loss_and_an_adapters_the_adapters
 
 def test_without_an_evaluation_none_is_claimed(tmp_path):
     run = recorded(tmp_path, "smollm2-135m")
-    evidence = run.evidence()
-    del evidence["evaluation"]
-    (run.folder / "evidence.json").write_text(json.dumps(evidence), encoding="utf-8")
+    forget(run, "evaluation")
     text, metadata = card_of(run)
     assert "Not evaluated." in text
     assert metadata.eval_results is None
@@ -203,3 +214,53 @@ def test_a_users_folder_is_not_told(tmp_path, folder):
     text, _ = card_of(run)
     assert "`chats.jsonl, mlabonne/FineTome-100k`" in text
     assert "private/" not in text and "private\\" not in text
+
+
+def test_a_users_file_is_no_data_set_of_the_hub(tmp_path):
+    run = recorded(tmp_path, "smollm2-135m")
+    run.record("data", {"source": "chats/my.jsonl, chats/more.csv.gz, mlabonne/FineTome-100k"})
+    text, metadata = card_of(run)
+    assert metadata.datasets == ["mlabonne/FineTome-100k"]
+    assert "`my.jsonl, more.csv.gz, mlabonne/FineTome-100k`" in text
+
+
+def test_a_run_of_the_first_version_has_a_card(tmp_path):
+    run = recorded(tmp_path, "smollm2-135m")
+    run.record("training", {"best_step": 6})
+    forget(run, "training", "machines", "versions")
+    forget(run, "evaluation", "weights")
+    text, _ = card_of(run)
+    assert "in 2.0 minutes, 250 tokens/s" in text and "of the last 1.000.\n" in text
+    assert "Measured with the adapter on its base, before the merge" in text
+    assert "This checkpoint was chosen" not in text
+
+
+@pytest.mark.parametrize(("stage", "again"), [("data", "--from data"), ("training", "--from train")])
+def test_without_what_a_card_tells_the_stage_to_do_again_is_named(tmp_path, stage, again):
+    run = recorded(tmp_path, "smollm2-135m")
+    forget(run, stage)
+    with pytest.raises(LabError, match=rf"evidence\.json says nothing of the run's {stage}.*{again}"):
+        card_of(run)
+
+
+@pytest.mark.parametrize(("eval_rows", "rows"), [(0, "3,000"), (200, "200"), (5000, "3,000")])
+def test_the_rows_that_chose_the_checkpoint_are_those_that_were_looked_at(tmp_path, eval_rows, rows):
+    run = recorded(tmp_path, "smollm2-135m", f"training.eval_rows={eval_rows}")
+    run.record("training", {"best_step": 6})
+    run.record("data", {"validation_rows": 3000})
+    assert f"chosen by its loss on {rows} other conversations" in card_of(run)[0]
+
+
+def test_without_tuning_the_batches_are_the_recipes(tmp_path):
+    run = recorded(tmp_path, "smollm2-135m", "training.tune=false")
+    run.record("tuning", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
+    assert "| per_device_train_batch_size | 2 |" in card_of(run)[0]
+
+
+def test_what_changed_between_two_sittings_is_told_without_a_users_folder(tmp_path):
+    run = recorded(tmp_path, "smollm2-135m")
+    assert "Changed on the way" not in card_of(run)[0]
+    changes = ["training.learning_rate: 0.0002 -> 0.0005", "data.sources: ['/home/me/a.csv'] -> ['embedded']"]
+    run.record("training", {"accepted_changes": changes})
+    said = "Changed on the way, and accepted: training.learning_rate: 0.0002 -> 0.0005; data.sources."
+    assert said in card_of(run)[0]

@@ -1,0 +1,60 @@
+"""A merged file is measured as it is stored, and one that float16 cannot compute is not published."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from finelab import LabError
+from finelab.machine import decide
+from finelab.publish import measured_dtype, merge, require_finite
+from tests.publish.test_merge import edit_tensors
+from tests.test_machine import AMPERE, CPU, TURING
+from tests.tiny import write_run
+
+IDS = list(range(5, 105))
+
+
+def with_large_activations(tensors):
+    """Weights that fit into float16, and products of them that do not."""
+    for name, values in tensors.items():
+        if name.endswith("post_attention_layernorm.weight"):
+            values.mul_(1000)
+        if name.endswith("down_proj.weight"):
+            values.mul_(20)
+
+
+def test_a_file_whose_activations_leave_float16_is_refused(tmp_path):
+    base, adapter = write_run(tmp_path, torch.bfloat16)
+    merge(base, adapter, tmp_path / "small", "float16")
+    require_finite(tmp_path / "small", IDS, "cpu")
+    edit_tensors(base / "model.safetensors", with_large_activations)
+    merge(base, adapter, tmp_path / "large", "float16")
+    with pytest.raises(LabError, match=r"large: .* range of float16 .*publish\.merged_dtype = \"base\""):
+        require_finite(tmp_path / "large", IDS, "cpu")
+    merge(base, adapter, tmp_path / "as-its-base")
+    require_finite(tmp_path / "as-its-base", IDS, "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_is_measured_on_a_cpu_is_the_file_that_is_pushed(tmp_path, preset, dtype):
+    base, adapter = write_run(tmp_path, dtype)
+    merge(base, adapter, tmp_path / "merged")
+    measured = getattr(torch, measured_dtype(tmp_path / "merged", decide(CPU, preset)))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=measured)
+    pushed = load_file(tmp_path / "merged" / "model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], values) for name, values in pushed.items())
+
+
+@pytest.mark.parametrize(
+    ("card", "stored", "measured"),
+    [
+        (AMPERE, torch.float16, "float16"),
+        (AMPERE, torch.float32, "bfloat16"),
+        (TURING, torch.bfloat16, "float16"),
+    ],
+)
+def test_a_card_measures_in_a_16_bit_that_it_has(tmp_path, preset, card, stored, measured):
+    base, adapter = write_run(tmp_path, stored)
+    merge(base, adapter, tmp_path / "merged")
+    assert measured_dtype(tmp_path / "merged", decide(card, preset)) == measured
