@@ -58,7 +58,7 @@ def main() -> None:
     executed = {name: path for name, path in executed.items() if path.exists()}
     device = run.evidence()["machine"]["device"]
     day = time.strftime("%Y-%m-%d")
-    footer = f"Executed by python lab.py run on {device}, {day}. Another machine measures other times."
+    footer = f"Executed on {device}, {day}. Another machine measures other times."
     with staged(DOCS) as stage:
         colours = HtmlFormatter(style="friendly").get_style_defs(".highlight")
         (stage / "style.css").write_text(STYLE + colours, encoding="utf-8")
