@@ -218,7 +218,7 @@ def test_the_library_is_found_in_a_folder_of_any_letters(tmp_path, locale):
     told = subprocess.run(
         [str(lab.python_of(venv)), "-X", "utf8=0", "-c", "import finelab"],
         cwd=venv,
-        env={**os.environ, "LC_ALL": locale, "PYTHONCOERCECLOCALE": "0"},
+        env={**os.environ, "LC_ALL": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": ""},
         capture_output=True,
         encoding="utf-8",
     )
