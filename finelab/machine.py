@@ -10,6 +10,7 @@ import gc
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from finelab.recipe import Recipe
 
 OVERRIDE = "FINELAB_MACHINE"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+# In the words of Python, torch, CUDA, Triton and cuBLAS
+NO_MEMORY = re.compile(r"MemoryError|can't allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 PACKAGES = (
     "torch",
     "unsloth",
@@ -178,6 +181,14 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory was not enough, on a card or in the process."""
+    import torch
+
+    known = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, known) or NO_MEMORY.search(str(error)) is not None
 
 
 def release_memory() -> None:

@@ -221,8 +221,8 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     model_name = changes.get(("model", "model_name"), recipe.model.model_name)
     if model_name != recipe.model.model_name:
         publish = {"base_model": model_name, "license": "", "merged_dtype": "base"}
-        changes = {("publish", key): value for key, value in publish.items()} | changes
-        changes = {("model", "revision"): None} | changes
+        own = {("publish", key): value for key, value in publish.items()} | {("model", "revision"): None}
+        changes = own | changes
     if changes.get(("data", "sources"), sources := list(recipe.data.sources)) != sources:
         changes = {("data", "heldout_sources"): [], ("data", "weights"): []} | changes
     tables: dict[str, Any] = tomllib.loads(dumps(recipe))

@@ -11,11 +11,12 @@
  */
 export function tally(chats, first, second, blind) {
   const found = { first: 0, second: 0, even: 0 };
+  if (first === second) return found;
   for (const chat of chats) {
     if (chat.mode !== "compare") continue;
     for (const turn of chat.turns) {
       const models = turn.answers.map((answer) => answer?.model);
-      if (first === second || !turn.vote || turn.blind !== blind || !models.includes(first) || !models.includes(second)) continue;
+      if (!turn.vote || turn.blind !== blind || !models.includes(first) || !models.includes(second)) continue;
       if (turn.vote === "tie" || turn.vote === "neither") found.even++;
       else if (models[turn.vote === "left" ? 0 : 1] === first) found.first++;
       else found.second++;

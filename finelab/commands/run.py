@@ -142,13 +142,13 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
     preset = recipe.read(frozen) if frozen.exists() else recipe.load_preset(name)
     if args.recipe and args.recipe != preset.name:
         preset = recipe.load_preset(args.recipe)
+    assignments = args.assignments
     if args.data:
         path = Path(args.data).expanduser().absolute()
         if not path.is_file():
             raise LabError(f"--data {args.data}: there is no such file ({path}).")
-        source = json.dumps([str(path)], ensure_ascii=False)
-        return recipe.override(preset, [f"data.sources={source}", *args.assignments])
-    chosen = recipe.override(preset, args.assignments)
+        assignments = [f"data.sources={json.dumps([str(path)], ensure_ascii=False)}", *assignments]
+    chosen = recipe.override(preset, assignments)
     if chosen.data.sources == preset.data.sources:
         return chosen
     # a file that is named from here: the notebooks look from their own folder

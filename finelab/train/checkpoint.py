@@ -25,11 +25,10 @@ from typing import Any
 
 from finelab.errors import LabError
 from finelab.files import fsync, rename, sha256, write_json, writing
-from finelab.machine import versions
+from finelab.machine import out_of_memory, versions
 from finelab.recipe import NO_EFFECT
 from finelab.run import Run
 from finelab.train import distributed
-from finelab.train.tuner import NO_MEMORY
 
 MANIFEST = "finelab-manifest.json"
 REQUIRED = (
@@ -185,7 +184,7 @@ def clear_errors(checkpoints: Path, batch_size: int) -> Iterator[None]:
             raise
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
-            if NO_MEMORY.search(text):
+            if out_of_memory(error):
                 raise LabError(
                     f"not enough memory for batches of {batch_size}: close other programs, or set "
                     "training.per_device_train_batch_size lower and training.gradient_accumulation_steps "

@@ -20,7 +20,7 @@ import numpy as np
 from finelab import machine
 from finelab.data.xray import packed_rows
 from finelab.errors import LabError
-from finelab.machine import Profile
+from finelab.machine import Profile, out_of_memory
 from finelab.recipe import SAMPLING, Recipe
 from finelab.run import Run
 from finelab.train import cards, ledger
@@ -41,7 +41,6 @@ from finelab.train.memory import (
     shape_of,
 )
 from finelab.train.probe import Probe, probe, timed_look, timed_save
-from finelab.train.tuner import out_of_memory
 
 DRIFT = 0.10  # the least half-width of a probe's band: one batch again and again for 100 s varied by +-10 %
 CPU_ADAM_S = 3.5e-9  # clipping and AdamW take so long for each trained parameter

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import math
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 
 from finelab.data.xray import packed_rows
 from finelab.errors import LabError
-from finelab.machine import Profile, release_memory
+from finelab.machine import Profile, out_of_memory, release_memory
 from finelab.recipe import SAMPLING, Recipe
 from finelab.run import Run
 from finelab.show import Live
@@ -40,8 +39,6 @@ MARGIN = 1.03  # by so much a setting has to be faster, twice, to replace anothe
 LOSS_TOLERANCE = 0.01  # nats per trained token; bf16 alone moves the loss by up to 0.006
 TOKENS_TOLERANCE = 0.15  # by which packed rows may change the tokens of an optimizer step
 LEAST_S, MOST_S, SHARE = 25.0, 300.0, 0.03  # a tuning may take 3 % of its run, within these bounds
-# In the words of Python, torch, CUDA, Triton and cuBLAS
-NO_MEMORY = re.compile(r"MemoryError|can't allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 STEPS = 2  # optimizer steps whose rows make a trial
 
 
@@ -555,14 +552,6 @@ def first_batch(lengths: Sequence[int], batches: Sequence[list[int]], device: st
     if device == "cuda":
         return [max(range(len(lengths)), key=lambda i: lengths[i])] * max(map(len, batches))
     return min(batches, key=lambda rows: positions([lengths[i] for i in rows], flat=True))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory was not enough, on a card or in the process."""
-    import torch
-
-    known = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, known) or NO_MEMORY.search(str(error)) is not None
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from finelab import LabError, machine, recipe
+from finelab.machine import out_of_memory
 from finelab.train import Session, tuner
 from finelab.train.memory import SHAPES
 from finelab.train.probe import prepared
@@ -23,7 +24,6 @@ from finelab.train.tuner import (
     keep,
     micro_batches,
     needed_bytes,
-    out_of_memory,
     read,
     recorded,
     rows_of,
