@@ -135,6 +135,22 @@ def test_a_loss_alone_is_the_steps_and_autograds(profile):
         assert model(**flat(*documents_of([20], 0.0))).loss == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_heads_loss_and_gradient_are_pytorchs_also_of_a_label_without_probability(dtype):
+    scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scores[1, 7], scores[2, 7] = 20, -1000  # a label that is sure, one that float32 gives no probability
+    targets = torch.tensor([4, 7, 7])
+    exact = scores.clone().float().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
+    losses.sum().backward()
+
+    loss = cpu_llama.cross_entropy(scores, targets)
+
+    assert loss.item() == pytest.approx(losses[:2].sum().item() + 87.3, abs=0.05)
+    rtol = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(scores.float(), exact.grad, rtol=rtol, atol=1e-6)
+
+
 def test_logits_are_there_where_they_are_asked_for(profile, monkeypatch):
     model = model_of().eval()
     batch = padded(*documents_of([20, 9], 0.5))
