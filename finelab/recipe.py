@@ -10,6 +10,7 @@ import re
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,14 +294,15 @@ def _from_tables(tables: dict[str, Any], where: str) -> Recipe:
     missing = [section for section in SECTIONS if section not in tables]
     if missing or "name" not in tables:
         raise LabError(f"{where}: missing {', '.join(missing) or 'name'}; start from a preset.")
-    sections = {key: _section(kind, tables[key], f"{where}: {key}") for key, kind in SECTIONS.items()}
+    sections = {key: from_table(kind, tables[key], f"{where}: {key}") for key, kind in SECTIONS.items()}
     recipe = Recipe(name=tables["name"], **sections)
     _check_ranges(recipe, where)
     _check_names(recipe.training, where)
     return recipe
 
 
-def _section(kind: type, table: Any, where: str) -> Any:
+def from_table(kind: type, table: Any, where: str) -> Any:
+    """An object of the dataclass `kind` with a TOML table's values; LabError for a wrong or missing key."""
     if not isinstance(table, dict):
         raise LabError(f"{where}: expected a section with keys, got {table!r}.")
     hints = typing.get_type_hints(kind)
@@ -309,18 +311,26 @@ def _section(kind: type, table: Any, where: str) -> Any:
         if key not in hints:
             raise LabError(f"{where}.{key}: unknown key{_nearest(key, hints)}.")
         values[key] = _typed(value, hints[key], f"{where}.{key}")
-    required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+    fields, none = dataclasses.fields(kind), dataclasses.MISSING
+    required = {field.name for field in fields if field.default is none and field.default_factory is none}
     if missing := sorted(required - set(values)):
         raise LabError(f"{where}.{missing[0]}: missing.")
     return kind(**values)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
+    if hint is Any:
+        return value
+    if typing.get_origin(hint) is Mapping:
+        if isinstance(value, dict):
+            item = typing.get_args(hint)[1]
+            return {key: _typed(each, item, f"{where}.{key}") for key, each in value.items()}
+        raise LabError(f"{where}: expected a section with keys, got {value!r}.")
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         if isinstance(value, list):
             return tuple(_typed(each, item, f"{where}[{i}]") for i, each in enumerate(value))
-        example = '["a", "b"]' if item is str else "[0.7, 0.3]"
+        example = '["a", "b"]' if item is str else "[1, 2]"
         raise LabError(f"{where}: expected a list such as {example}, got {value!r}.")
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(value) is float and not math.isfinite(value):

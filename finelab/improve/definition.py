@@ -100,13 +100,9 @@ def create_sweep(folder: Path, sweep: Sweep) -> Sweep:
 def open_sweep(folder: Path) -> Sweep:
     """The sweep frozen in `folder`; LabError names what is missing or wrong in its file."""
     path = folder / FILE
-    try:
-        tables = recipe.read_tables(path)
-        sweep = Sweep(**{**tables, "seeds": tuple(tables["seeds"])})
-    except FileNotFoundError as error:
-        raise LabError(f"{path} is not there: make the sweep first, in notebook 07_improve.") from error
-    except (KeyError, TypeError) as error:
-        raise LabError(f"{path}: {error}; expected recipe, trained_tokens, seeds, settings.") from error
+    if not path.exists():
+        raise LabError(f"{path} is not there: make the sweep first, in notebook 07_improve.")
+    sweep: Sweep = recipe.from_table(Sweep, recipe.read_tables(path), str(path))
     _check(sweep)
     return sweep
 

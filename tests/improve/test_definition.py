@@ -33,6 +33,25 @@ def test_a_sweep_may_be_saved_as_windows_editors_do(tmp_path):
         open_sweep(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("written", "instead", "message"),
+    [
+        ("seeds = [1, 2]", "seeds = 3", r"sweep\.toml\.seeds: expected a list such as \[1, 2\], got 3"),
+        ("seeds = [1, 2]", 'seeds = ["1", "2"]', r"seeds\[0\]: expected int, got '1'"),
+        ("seeds = [1, 2]", "", r"sweep\.toml\.seeds: missing"),
+        ("trained_tokens = 1000", 'trained_tokens = "many"', "trained_tokens: expected int, got 'many'"),
+        ('[settings."r8"]', "[seting]", "seting: unknown key; did you mean 'settings'"),
+        ('[settings."default"]', "[settings]\ndefault = 8", r"settings\.default: expected a section"),
+    ],
+)
+def test_what_a_hand_wrote_wrong_is_named_with_its_key(tmp_path, written, instead, message):
+    create_sweep(tmp_path, SWEEP)
+    path = tmp_path / "sweep.toml"
+    path.write_text(path.read_text(encoding="utf-8").replace(written, instead), encoding="utf-8")
+    with pytest.raises(LabError, match=message):
+        open_sweep(tmp_path)
+
+
 def test_another_sweep_in_the_same_folder_is_refused_with_the_difference(tmp_path):
     create_sweep(tmp_path, SWEEP)
     with pytest.raises(LabError, match=r"trained_tokens: 1000 -> 2000"):
