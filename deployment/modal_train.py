@@ -131,8 +131,8 @@ def run_on_modal(
 ) -> None:
     """Sitting after sitting, until the run is trained or the limit is spent."""
     from finelab import recipe as recipes
-    from finelab.commands.run import folder_of
     from finelab.errors import LabError
+    from finelab.run import folder_of
 
     folder_of(run)  # a name, and not a path
     if not 0 < hours <= MOST_HOURS:

@@ -66,9 +66,8 @@ def training(name: str, gpus: int) -> list[str]:
 def job_run(job: dict[str, Any], hours: float) -> Any:
     """The job's run, made at first use; the sitting's hours may be others each time, all else may not."""
     from finelab import recipe
-    from finelab.commands.run import folder_of
     from finelab.files import write_text
-    from finelab.run import create_run
+    from finelab.run import create_run, folder_of
 
     sat = [f"training.session_hours={max(hours, 0.01):.3f}"]
     path = folder_of(job["run"]) / "recipe.toml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,3 +162,30 @@ def create_run(folder: Path, preset: Recipe) -> Run:
     if changed or not path.exists():
         write_text(path, recipe.dumps(preset))
     return Run(folder, preset)
+
+
+def folder_of(name: str) -> Path:
+    """The folder of the run called `name`; LabError when that is a path rather than a name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise LabError(
+            f"--run {name}: a run has a name, not a path: letters, digits, dots, dashes and "
+            "underscores, and it starts with a letter or a digit."
+        )
+    return RUNS / name
+
+
+def named_run(name: str) -> Run:
+    """An existing run; LabError lists those that there are."""
+    folder = folder_of(name)
+    if not (folder / "recipe.toml").exists():
+        known = ", ".join(existing_runs())
+        raise LabError(
+            f"there is no run {name!r} (there are: {known or 'none'}); "
+            "`python lab.py run --run NAME` makes one."
+        )
+    return open_run(folder)
+
+
+def existing_runs() -> list[str]:
+    """The names of the runs that there are."""
+    return sorted(path.parent.name for path in RUNS.glob("*/recipe.toml"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finelab import LabError, machine
-from finelab.machine import Hardware, decide
+from finelab.machine import Hardware, decide, out_of_memory
 
 GIB = 2**30
 CPU = Hardware("cpu", "some processor", "Linux", 8, 16 * GIB)
@@ -132,3 +132,13 @@ print(faults())
     given_back, kept, anew = map(int, ended.stdout.split())
     assert kept < given_back / 4
     assert anew > kept  # what a trial of the tuner kept is given back, so that the next one's peak is its own
+
+
+def test_memory_that_runs_out_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as failed:
+        torch.empty(2**50)
+    assert out_of_memory(failed.value)
+    assert out_of_memory(MemoryError())
+    assert out_of_memory(RuntimeError("Triton Error [CUDA]: out of memory"))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
+    assert not out_of_memory(RuntimeError("shapes do not fit"))

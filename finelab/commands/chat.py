@@ -8,9 +8,8 @@ from collections.abc import Generator
 from contextlib import closing, redirect_stdout
 from typing import Any
 
-from finelab.commands.run import named_run
 from finelab.errors import LabError
-from finelab.run import default_recipe
+from finelab.run import default_recipe, named_run
 
 HELP = "/base and /tuned switch the model, /new forgets the conversation, /quit leaves."
 

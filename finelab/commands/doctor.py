@@ -11,11 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from finelab import machine, recipe
-from finelab.commands.run import existing_runs
 from finelab.doctor import Facts, Finding, diagnose, gather
 from finelab.doctor.facts import gb, gib
 from finelab.recipe import Recipe
-from finelab.run import default_recipe
+from finelab.run import default_recipe, existing_runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from finelab.commands.run import folder_of
 from finelab.errors import LabError
 from finelab.recipe import preset_names
-from finelab.run import NOTEBOOKS, RECIPE_VARIABLE, RUN_VARIABLE, RUNS, open_run
+from finelab.run import NOTEBOOKS, RECIPE_VARIABLE, RUN_VARIABLE, RUNS, folder_of, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

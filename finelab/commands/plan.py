@@ -9,10 +9,9 @@ import json
 from typing import Any
 
 from finelab import machine, recipe
-from finelab.commands.run import folder_of, named_run
 from finelab.errors import LabError
 from finelab.recipe import Recipe
-from finelab.run import Run, default_recipe
+from finelab.run import Run, default_recipe, folder_of, named_run
 
 Rows = list[tuple[str, str]]
 Shown = tuple[str, Rows, Any]  # a title, the table's rows, and what --json prints

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,13 +22,13 @@ from finelab.run import (
     ACCEPT_VARIABLE,
     NEEDED_BYTES,
     NOTEBOOKS,
-    RUNS,
     TRAINING_LOCK,
     WORK_LOCK,
     Run,
     alone,
     create_run,
     default_recipe,
+    folder_of,
     open_run,
 )
 
@@ -154,33 +153,6 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
     # a file that is named from here: the notebooks look from their own folder
     paths = [str(Path(each).absolute()) if Path(each).is_file() else each for each in chosen.data.sources]
     return replace(chosen, data=replace(chosen.data, sources=tuple(paths)))
-
-
-def folder_of(name: str) -> Path:
-    """The folder of the run called `name`; LabError when that is a path rather than a name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise LabError(
-            f"--run {name}: a run has a name, not a path: letters, digits, dots, dashes and "
-            "underscores, and it starts with a letter or a digit."
-        )
-    return RUNS / name
-
-
-def named_run(name: str) -> Run:
-    """An existing run; LabError lists those that there are."""
-    folder = folder_of(name)
-    if not (folder / "recipe.toml").exists():
-        known = ", ".join(existing_runs())
-        raise LabError(
-            f"there is no run {name!r} (there are: {known or 'none'}); "
-            "`python lab.py run --run NAME` makes one."
-        )
-    return open_run(folder)
-
-
-def existing_runs() -> list[str]:
-    """The names of the runs that there are."""
-    return sorted(path.parent.name for path in RUNS.glob("*/recipe.toml"))
 
 
 def stage_called(text: str, option: str = "--from") -> str:

@@ -14,10 +14,9 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from finelab import machine
-from finelab.commands.run import named_run
 from finelab.errors import LabError
 from finelab.files import read_text
-from finelab.run import RUN_VARIABLE, default_recipe, open_run
+from finelab.run import RUN_VARIABLE, default_recipe, named_run, open_run
 
 if TYPE_CHECKING:
     import uvicorn

@@ -17,14 +17,14 @@ import sys
 from typing import Any
 
 from finelab import adapter, data, evaluate, show, train
-from finelab.commands.run import named_run
 from finelab.errors import LabError
 from finelab.machine import Profile, has_cuda
-from finelab.run import ACCEPT_VARIABLE, Run
+from finelab.run import ACCEPT_VARIABLE, Run, named_run
 from finelab.train import cpu_llama, distributed
 from finelab.train.batches import no_progress_bars
 from finelab.train.distributed import Follower, World
-from finelab.train.tuner import Tuned, untimed
+from finelab.train.search import Tuned
+from finelab.train.tuner import untimed
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -84,7 +84,7 @@ class Point:
 class CardRate:
     """The speed to plan with; `at_best` when no card or model that was measured comes near."""
 
-    seconds_per_token: float
+    flops_per_s: float
     band_share: float
     basis: str
     at_best: bool
@@ -156,7 +156,7 @@ def card_rate(card: Card, model_flops: float, measured: Sequence[Point] | None =
         share = statistics.mean(point.flops_per_s / peaks[point.card] for point in known)
         flops, band = share * peaks[card.key], PEAK_BAND
         basis = f"{share:.0%} of its {card.peak_fp16_tflops:g} TFLOP/s, the mean of the cards measured"
-    return CardRate(model_flops / flops, band, basis, too_fast or too_small)
+    return CardRate(flops, band, basis, too_fast or too_small)
 
 
 def leave_one_out() -> list[dict[str, Any]]:
@@ -165,7 +165,7 @@ def leave_one_out() -> list[dict[str, Any]]:
     for point in points():
         others = [each for each in points() if each != point]
         rate = card_rate(cards()[point.card], point.flops_per_token, others)
-        predicted = 1 / rate.seconds_per_token
+        predicted = rate.flops_per_s / point.flops_per_token
         rows.append(
             {
                 "card": point.card,

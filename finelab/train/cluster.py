@@ -156,17 +156,7 @@ def cluster_memory(shape: ModelShape, setting: Setting, cluster: Cluster) -> dic
     return parts | {"gathered": round(max(2 * shape.others, PREFETCHED * layer))}
 
 
-@dataclass(frozen=True)
-class GpuRate:
-    """What one GPU does per second, half the width of the band as a share, and where that is from."""
-
-    flops_per_s: float
-    band_share: float
-    basis: str
-    at_best: bool
-
-
-def gpu_rate(card: cards.Card, flops: float, known: Sequence[Published] | None = None) -> GpuRate:
+def gpu_rate(card: cards.Card, flops: float, known: Sequence[Published] | None = None) -> cards.CardRate:
     """The speed of a GPU for a model of `flops` per token.
 
     From the published run on such a card that is nearest in FLOPs, down to half of the smallest; below, and
@@ -176,9 +166,8 @@ def gpu_rate(card: cards.Card, flops: float, known: Sequence[Published] | None =
     if here and flops >= min(point.flops_per_token for point in here) / 2:
         nearest = min(here, key=lambda point: abs(point.flops_per_token - flops))
         basis = f"{nearest.model} on {nearest.gpus} such GPUs, as published ({nearest.source})"
-        return GpuRate(nearest.flops_per_s, cards.PEAK_BAND, basis, at_best=False)
-    alone = cards.card_rate(card, flops)
-    return GpuRate(flops / alone.seconds_per_token, alone.band_share, alone.basis, alone.at_best)
+        return cards.CardRate(nearest.flops_per_s, cards.PEAK_BAND, basis, at_best=False)
+    return cards.card_rate(card, flops)
 
 
 def leave_one_out() -> list[dict[str, Any]]:
@@ -344,7 +333,7 @@ def _nearby(cluster: Cluster, weight_bits: int) -> Iterator[tuple[Cluster, int]]
             yield dataclasses.replace(cluster, gpus=gpus, sharded=sharded and gpus > 1), bits
 
 
-def _basis(cluster: Cluster, rate: GpuRate) -> list[str]:
+def _basis(cluster: Cluster, rate: cards.CardRate) -> list[str]:
     listed, hosts = cards.prices(), _tables()["hosts"]
     between = (
         f", {hosts['network_gbit_per_s']} Gb/s a GPU between hosts" if cluster.gpus > hosts["gpus"] else ""

@@ -25,7 +25,7 @@ from finelab.recipe import Recipe
 from finelab.run import Run
 from finelab.train.batches import token_counts
 from finelab.train.plan import epoch_batches
-from finelab.train.tuner import Tuned
+from finelab.train.search import Tuned
 
 T = TypeVar("T")
 LOGS = "logs"  # in the run's folder

@@ -241,8 +241,9 @@ def fit_rate(timings: Sequence[tuple[Batch, float]]) -> Rate:
 
 def card_rate(card: cards.Card, shape: ModelShape, setting: Setting) -> tuple[Rate, bool]:
     """The rate of a card that is not here, and whether it is one at best."""
-    found = cards.card_rate(card, flops_per_token(shape, setting))
-    return Rate(0, found.seconds_per_token, 0, found.band_share, found.basis), found.at_best
+    flops = flops_per_token(shape, setting)
+    found = cards.card_rate(card, flops)
+    return Rate(0, flops / found.flops_per_s, 0, found.band_share, found.basis), found.at_best
 
 
 # The plan

@@ -5,10 +5,10 @@ import io
 import pytest
 
 from finelab import LabError
+from finelab import run as command
 from finelab.__main__ import main
 from finelab.chat import ChatModel
 from finelab.chat import model as loading
-from finelab.commands import run as command
 from finelab.commands.chat import Talk
 from finelab.recipe import Chat
 from tests import tiny

@@ -70,7 +70,6 @@ def test_the_notebooks_open_the_run_that_is_named(tmp_path, monkeypatch, capsys)
     )
     monkeypatch.setitem(sys.modules, "jupyterlab.labapp", lab)
     monkeypatch.setattr(finelab.run, "RUNS", tmp_path)
-    monkeypatch.setattr("finelab.commands.run.RUNS", tmp_path)
     monkeypatch.chdir(tmp_path)
     for name in (RUN_VARIABLE, RECIPE_VARIABLE, "FINELAB_RUNS"):
         monkeypatch.setenv(name, "")  # so that it is put back after the test

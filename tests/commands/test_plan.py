@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from finelab import LabError
+from finelab import run as run_command
 from finelab.commands import plan as command
-from finelab.commands import run as run_command
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from finelab.run import ACCEPT_VARIABLE, TRAINING_LOCK, WORK_LOCK, alone, open_r
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr("finelab.run.RUNS", tmp_path / "runs")
     return tmp_path / "runs"
 
 

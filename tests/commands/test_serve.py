@@ -6,10 +6,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from finelab import LabError
+from finelab import run as command
 from finelab.__main__ import build_parser, main
 from finelab.chat import source
 from finelab.chat.server import build_app
-from finelab.commands import run as command
 from finelab.commands.serve import listening, load, read_keys
 from finelab.run import create_run
 from tests import tiny

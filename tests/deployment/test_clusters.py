@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from finelab import LabError
-from finelab.commands import run as run_command
+from finelab import run as run_command
 from finelab.files import write_json, write_text
 from finelab.improve import Sweep, create_sweep, outcome, report, table
 from finelab.recipe import load_preset, override

@@ -181,7 +181,7 @@ def test_a_mistake_is_one_sentence_before_anything_is_rented(modal, options, sen
 def sit(script, tmp_path, monkeypatch):
     """Calls `sitting` with commands that are only recorded and answer as they are told to."""
     monkeypatch.setenv("FINELAB_RUNS", str(tmp_path))
-    monkeypatch.setattr("finelab.commands.run.RUNS", tmp_path)
+    monkeypatch.setattr("finelab.run.RUNS", tmp_path)
     here = script("train_on_volume")
 
     def call(*answers, spent_s=0, **changes):

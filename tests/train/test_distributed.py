@@ -18,7 +18,7 @@ from finelab import LabError, machine, recipe
 from finelab.train import distributed
 from finelab.train.certificate import compare, document, documents
 from finelab.train.distributed import Order, change_of_size, interleaved, launch_fault, share_of
-from finelab.train.tuner import Tuned
+from finelab.train.search import Tuned
 from tests.train.launches import ADAPTER, ROOT, TWENTY, drive, environment, prepared, tiny_model
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child for each rank")

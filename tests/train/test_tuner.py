@@ -1,4 +1,4 @@
-"""The tuner: its search over machines that are formulas, its record, and its trials on a tiny Llama."""
+"""The tuner: its record, and a tuning through Unsloth on a tiny Llama."""
 
 import dataclasses
 import json
@@ -9,218 +9,18 @@ from types import SimpleNamespace
 import pytest
 
 from finelab import LabError, machine, recipe
-from finelab.machine import out_of_memory
-from finelab.train import Session, tuner
+from finelab.train import Session
 from finelab.train.memory import SHAPES
 from finelab.train.probe import prepared
-from finelab.train.tuner import (
-    LOSS_TOLERANCE,
-    Measured,
-    Rows,
-    Search,
-    Setting,
-    Tuned,
-    first_batch,
-    keep,
-    micro_batches,
-    needed_bytes,
-    read,
-    recorded,
-    rows_of,
-    sample,
-    tune,
-)
+from finelab.train.search import LOSS_TOLERANCE, Tuned
+from finelab.train.tuner import keep, needed_bytes, read, recorded, rows_of, tune
+from tests.train.searches import CPU, START, Machine, search
 from tests.train.sittings import trainer_of
-
-CPU = machine.Hardware(
-    device="cpu", name="two cores", system="Linux", cores=2, memory_bytes=8 * 10**9, cpu_bfloat16=True
-)
-START = Setting(2, 4, "random", packing=False, gradient_checkpointing=False, bf16=True)
-SHORT = Rows(mean=100, mean_packed=2000, run_tokens=1e5)
-LONG = Rows(mean=500, mean_packed=1000, run_tokens=1e5)
-MEMORY = 10 * 10**9
 
 
 @pytest.fixture
 def profile(preset):
     return machine.decide(CPU, preset)
-
-
-class Machine:
-    """A machine whose speed and memory are a formula of the setting; `tried` are its trials."""
-
-    def __init__(self, speed, fits=lambda setting: True, loss=lambda setting: 2.0, padding=0.0):
-        self.speed, self.fits, self.loss, self.padding, self.tried = speed, fits, loss, padding, []
-
-    def measure(self, setting):
-        self.tried.append(setting)
-        if not self.fits(setting):
-            return None
-        speed = self.speed(setting)
-        return Measured(speed, self.loss(setting), self.padding, 10**9, 1 / speed)
-
-
-def search(on, start=START, data=LONG, can_leave_autocast=True):
-    return Search(on.measure, start, data, MEMORY).run(can_leave_autocast)
-
-
-def verdicts(tuned):
-    return {each.setting: each.verdict for each in tuned.trials}
-
-
-def rows_in_a_step(setting):
-    return setting.per_device_train_batch_size * setting.gradient_accumulation_steps
-
-
-def test_the_fastest_of_each_kind_is_found_at_the_same_effective_batch():
-    def speed(setting):
-        grouped = setting.train_sampling_strategy == "group_by_length"
-        return (
-            100 * setting.per_device_train_batch_size * (1.2 if grouped else 1) * (1 if setting.bf16 else 2)
-        )
-
-    on = Machine(speed, padding=0.3)
-    tuned = search(on, data=SHORT)
-    assert dataclasses.asdict(tuned) | {"trials": []} == {
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "train_sampling_strategy": "group_by_length",
-        "packing": False,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "trials": [],
-    }
-    assert {rows_in_a_step(setting) for setting in on.tried} == {8}
-    assert verdicts(tuned)["8 x 1, grouped"] == "chosen"
-    chosen = next(each for each in tuned.trials if each.verdict == "chosen")
-    assert chosen.ratio == pytest.approx(8 * 1.2 * 2 / 2)
-    assert chosen.idle_memory_bytes == MEMORY - 10**9
-
-
-def test_smaller_micro_batches_are_tried_where_larger_ones_are_slower():
-    tuned = search(Machine(lambda setting: 100 / setting.per_device_train_batch_size))
-    assert (tuned.per_device_train_batch_size, tuned.gradient_accumulation_steps) == (1, 8)
-    assert "8 x 1, bf16" not in verdicts(tuned)  # 4 was slower than 2 already
-
-
-def test_what_is_not_faster_by_more_than_the_noise_changes_nothing():
-    tuned = search(Machine(lambda setting: 100 if setting == START else 102.5))
-    assert verdicts(tuned)["2 x 4, bf16"] == "chosen"
-    assert set(verdicts(tuned).values()) <= {"chosen", "within noise", "not tried: no padding to save"}
-
-
-def test_a_win_that_does_not_come_twice_does_not_count():
-    seen = []
-
-    def speed(setting):
-        seen.append(setting)
-        lucky = setting.per_device_train_batch_size == 4 and seen.count(setting) == 1
-        return 150 if lucky else 100
-
-    tuned = search(Machine(speed))
-    assert tuned.per_device_train_batch_size == 2
-    assert verdicts(tuned)["4 x 2, bf16"] == "within noise"
-
-
-@pytest.mark.parametrize("loss", [2.0 + 2 * LOSS_TOLERANCE, 2.0 - 2 * LOSS_TOLERANCE, float("nan")])
-def test_a_faster_setting_with_another_loss_is_refused(loss):
-    on = Machine(
-        lambda setting: 100 * setting.per_device_train_batch_size,
-        loss=lambda setting: loss if setting.per_device_train_batch_size > 2 else 2.0,
-    )
-    tuned = search(on)
-    assert tuned.per_device_train_batch_size == 2
-    assert verdicts(tuned)["4 x 2, bf16"] == "another loss"
-
-
-def test_a_model_without_a_loss_is_told():
-    with pytest.raises(LabError, match="the loss before training is nan with the setting 2 x 4, bf16"):
-        search(Machine(lambda setting: 100, loss=lambda setting: float("nan")))
-
-
-def test_the_largest_micro_batch_that_fits_is_the_end_of_the_climb():
-    on = Machine(
-        lambda setting: 100 * setting.per_device_train_batch_size,
-        fits=lambda setting: setting.per_device_train_batch_size <= 2,
-    )
-    tuned = search(on)
-    assert tuned.per_device_train_batch_size == 2
-    assert verdicts(tuned)["4 x 2, bf16"] == "out of memory"
-    assert max(setting.per_device_train_batch_size for setting in on.tried) == 4
-
-
-def test_a_recipe_that_does_not_fit_is_cut_until_it_does():
-    start = dataclasses.replace(START, per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    on = Machine(lambda setting: 100, fits=lambda setting: setting.per_device_train_batch_size <= 2)
-    tuned = search(on, start)
-    assert (tuned.per_device_train_batch_size, tuned.gradient_accumulation_steps) == (2, 4)
-    assert tuned.trials[0].verdict == "out of memory"
-    last = search(Machine(lambda setting: 100, fits=lambda setting: setting.gradient_checkpointing), start)
-    assert (last.per_device_train_batch_size, last.gradient_checkpointing) == (1, True)
-
-
-def test_a_model_that_fits_in_no_way_is_told():
-    with pytest.raises(LabError, match=r"one row at a time with checkpointing does not fit into 10\.0 GB"):
-        search(Machine(lambda setting: 100, fits=lambda setting: False))
-
-
-def test_checkpointing_is_left_out_where_the_recipe_has_it_and_the_memory_allows():
-    start = dataclasses.replace(START, gradient_checkpointing=True)
-    faster = Machine(lambda setting: 100 if setting.gradient_checkpointing else 140)
-    assert not search(faster, start).gradient_checkpointing
-    faster.fits = lambda setting: setting.gradient_checkpointing
-    assert search(faster, start).gradient_checkpointing
-    on = Machine(lambda setting: 100)
-    search(on)
-    assert not any(setting.gradient_checkpointing for setting in on.tried)
-
-
-def test_packed_rows_hold_the_tokens_of_a_step():
-    on = Machine(lambda setting: 200 if setting.packing else 100)
-    tuned = search(on, data=LONG)
-    assert tuned.packing
-    assert rows_in_a_step(tuned) == 4  # of 1,000 tokens, in the place of 8 of 500
-    assert {LONG.tokens_per_step(setting) for setting in on.tried} == {4000}
-    assert {each.tokens_per_step for each in tuned.trials} == {4000}
-
-
-def test_a_recipe_that_packs_may_be_faster_without():
-    start = dataclasses.replace(START, gradient_accumulation_steps=2, packing=True)
-    on = Machine(lambda setting: 100 if setting.packing else 200 * setting.per_device_train_batch_size)
-    tuned = search(on, start)
-    assert (tuned.packing, tuned.per_device_train_batch_size, rows_in_a_step(tuned)) == (False, 8, 8)
-    assert {LONG.tokens_per_step(setting) for setting in on.tried} == {4000}
-
-
-def test_packing_that_would_change_the_effective_batch_is_not_tried():
-    on = Machine(lambda setting: 200 if setting.packing else 100)
-    tuned = search(on, data=SHORT)
-    assert not tuned.packing
-    assert not any(setting.packing for setting in on.tried)
-    (left,) = [each for each in tuned.trials if each.setting.startswith("1 x 1, packed")]
-    assert (left.verdict, left.tokens_per_step) == ("not tried: another effective batch", 2000)
-
-
-def test_a_sequential_recipe_is_not_shuffled():
-    start = dataclasses.replace(START, train_sampling_strategy="sequential")
-    on = Machine(lambda setting: 100, padding=0.4)
-    search(on, start)
-    assert {setting.train_sampling_strategy for setting in on.tried} == {"sequential"}
-
-
-def test_the_search_ends_with_its_time(monkeypatch):
-    monkeypatch.setattr(tuner, "LEAST_S", -1.0)
-    on = Machine(lambda setting: 10**9 * setting.per_device_train_batch_size)
-    tuned = search(on)
-    assert on.tried == [START]
-    assert verdicts(tuned)["2 x 4, bf16"] == "chosen"
-    assert "were over" in verdicts(tuned)["4 x 2, bf16"]
-
-
-def test_a_long_run_gives_the_search_three_per_cent_of_its_time():
-    found = Search(Machine(lambda setting: 1000).measure, START, Rows(500, 1000, 4e6), MEMORY)
-    found.run(False)
-    assert found.limit_s == pytest.approx(0.03 * 4000)
 
 
 def test_without_a_card_what_would_fill_the_memory_is_not_tried(preset, profile):
@@ -239,9 +39,6 @@ def test_without_a_card_what_would_fill_the_memory_is_not_tried(preset, profile)
     assert needed_bytes(packed, preset, profile, shape, lengths) > needed[3]
     kept = dataclasses.replace(START, gradient_checkpointing=True)
     assert needed_bytes(kept, preset, profile, shape, lengths) < needed[1]
-
-
-# The record
 
 
 def test_a_tuning_is_read_back_as_it_was_and_measured_once(run, profile):
@@ -306,45 +103,6 @@ def test_a_damaged_record_is_no_setting(run, profile, damage):
         tune(run, profile, model=None, tokenizer=None, rows=None)
 
 
-def test_the_table_is_as_wide_as_a_page_and_names_every_trial():
-    tuned = search(Machine(lambda setting: 1234.5 * setting.per_device_train_batch_size, padding=0.25))
-    lines = str(tuned).splitlines()
-    assert len(lines) == 1 + len(tuned.trials)
-    assert max(map(len, lines)) <= 110
-    assert lines[1].split("  ")[0] == "2 x 4, bf16"
-    assert lines[1].endswith("the first")
-    assert "25%" in lines[1] and "+0.0000" in lines[1] and "9.00" in lines[1]
-
-
-# Trials
-
-
-def test_the_rows_of_a_trial_are_spread_as_all_are():
-    lengths = [(i * 37) % 100 + 1 for i in range(1000)]
-    chosen = [lengths[i] for i in sample(lengths, 10)]
-    assert chosen == sorted(chosen)
-    assert chosen[-1] == max(lengths)
-    assert sum(chosen) / 10 == pytest.approx(sum(lengths) / 1000, rel=0.05)
-    assert sample([5, 6], 8) == [0, 1]
-    assert sample([5, 6, 7], 1) == [1]
-
-
-def test_on_a_card_no_micro_batch_is_larger_than_the_one_tried_first():
-    lengths, setting = [3, 9, 1, 7, 2], dataclasses.replace(START, per_device_train_batch_size=2)
-    batches = micro_batches(lengths, setting, 0)
-    assert first_batch(lengths, batches, "cuda") == [1, 1]
-    assert first_batch(lengths, batches, "cpu") in batches
-
-
-def test_the_rows_are_cut_as_the_sampler_would():
-    lengths = [3, 9, 1, 7]
-    grouped = dataclasses.replace(START, train_sampling_strategy="group_by_length")
-    assert micro_batches(lengths, grouped, 0) == [[1, 3], [0, 2]]
-    at_random = micro_batches(lengths, START, 0)
-    assert [len(batch) for batch in at_random] == [2, 2]
-    assert {row for batch in at_random for row in batch} == {0, 1, 2, 3}
-
-
 def test_the_run_is_as_long_as_the_recipe_says(preset):
     lengths = [100] * 40
     assert rows_of(lengths, preset, START).run_tokens == 4000
@@ -353,18 +111,6 @@ def test_the_run_is_as_long_as_the_recipe_says(preset):
     some = recipe.override(preset, ["training.max_steps=2"])
     assert rows_of(lengths, some, START).run_tokens == 2 * 8 * 100
     assert rows_of(lengths, preset, START).mean_packed == 2000
-
-
-def test_memory_that_runs_out_is_told_from_other_errors():
-    import torch
-
-    with pytest.raises(RuntimeError) as failed:
-        torch.empty(2**50)
-    assert out_of_memory(failed.value)
-    assert out_of_memory(MemoryError())
-    assert out_of_memory(RuntimeError("Triton Error [CUDA]: out of memory"))
-    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
-    assert not out_of_memory(RuntimeError("shapes do not fit"))
 
 
 def test_a_step_that_is_measured_recomputes_as_the_training_will(run):
@@ -398,9 +144,11 @@ from trl import SFTConfig, SFTTrainer
 from unsloth import FastLanguageModel
 from finelab.recipe import load_preset, override
 from finelab.run import create_run
-from finelab.train import tuner
+from finelab.train import search
 from finelab.train.batches import collator, training_rows
-from finelab.train.tuner import Tuned, setting_of, trial, tune
+from finelab.train.search import Tuned
+from finelab.train.trial import trial
+from finelab.train.tuner import setting_of, tune
 
 folder = Path(sys.argv[1])
 draw = random.Random(0)
@@ -448,7 +196,7 @@ def trained(model, tokenizer):
 plain, tokens = trained(*start())
 model, tokenizer = start()
 before = state(model)
-tuner.LEAST_S = 300.0  # the busiest machine measures all trials
+search.LEAST_S = 300.0  # the busiest machine measures all trials
 found = tune(run, profile, model, tokenizer, rows)
 checkpointed = Tuned(**vars(setting_of(run.recipe, profile)) | {"gradient_checkpointing": True})
 loss = trial(checkpointed, run, profile, model, tokenizer, rows).loss
@@ -489,21 +237,3 @@ def test_a_tuning_through_unsloth_leaves_no_trace(tmp_path):
     assert all(each["padding_share"] == 0 for each in measured)
     assert max(abs(each["loss_difference"]) for each in measured) < LOSS_TOLERANCE
     assert tuned["checkpointed"] > 0
-
-
-def test_a_trial_without_memory_puts_everything_back(tmp_path, run, profile):
-    import torch
-    from datasets import Dataset
-
-    from tests.tiny import base_model, tokenizer, with_adapter
-
-    model = with_adapter(base_model(vocab_size=320))
-    model.get_input_embeddings().register_forward_hook(lambda *args: torch.empty(2**50))
-    modes = [vars(module).keys() for module in model.modules()]
-    before = torch.get_rng_state()
-    rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}] * 4)
-    assert tuner.trial(START, run, profile, model, tokenizer(), rows) is None
-    assert torch.equal(before, torch.get_rng_state())
-    assert [vars(module).keys() for module in model.modules()] == modes
-    assert not any(module.training for module in model.modules())
-    assert all(parameter.grad is None for parameter in model.parameters())
