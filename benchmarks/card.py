@@ -20,8 +20,8 @@ from finelab.recipe import Recipe
 from finelab.run import create_run
 from finelab.train.ledger import table
 from finelab.train.memory import SHAPES, ModelShape, known_name
-from finelab.train.plan import assumed_counts
 from finelab.train.tuner import read
+from finelab.train.workload import assumed_counts
 
 RESULT = Path(__file__).parent / "results" / "card.json"
 

@@ -13,7 +13,8 @@ from finelab.files import write_json, write_text
 from finelab.recipe import Recipe
 from finelab.run import RUNS, open_run
 from finelab.train.cards import cards, finetome, leave_one_out, points
-from finelab.train.plan import assumed_counts, duration, plan_on_card
+from finelab.train.plan import duration, plan_on_card
+from finelab.train.workload import assumed_counts
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -213,7 +213,7 @@ def check_identity(url: str, models: dict[str, dict[str, Any]]) -> None:
         return
     expected = json.loads(path.read_text(encoding="utf-8"))["answers"]
     link = compare(expected, read_logprobs.remote(url, names[0], expected))
-    record(folder, evidence, link)
+    record(folder, link)
     print(
         f"merged -> served as {names[0]}: mean KL {link['mean_kl']:.1e}, same next token "
         f"{link['top1_agreement_share']:.1%}, same answer {link['greedy_match_share']:.0%}, "

@@ -41,8 +41,9 @@ def compare(expected: list[dict[str, Any]], got: list[list[dict[str, float]]]) -
     }
 
 
-def record(folder: Path, evidence: dict[str, Any], link: dict[str, Any]) -> None:
+def record(folder: Path, link: dict[str, Any]) -> None:
     """Put the link at the end of the run's chain; the file is the old one or the new one, never half."""
+    evidence = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
     links = [each for each in evidence.get("identity", []) if each["to"] != "served"] + [link]
     temporary = folder / ".evidence.json.served"
     text = json.dumps(evidence | {"identity": links}, indent=2, ensure_ascii=False) + "\n"

@@ -19,12 +19,13 @@ from finelab.recipe import Recipe
 
 RUN_VARIABLE = "FINELAB_RUN"
 RECIPE_VARIABLE = "FINELAB_RECIPE"
+RUNS_VARIABLE = "FINELAB_RUNS"  # another folder than runs/
 ACCEPT_VARIABLE = "FINELAB_ACCEPT_CHANGES"  # 1: a training goes on although something changed
 WORK_LOCK = ".lock"  # in a run's folder: lab.py holds it
 TRAINING_LOCK = ".training.lock"  # whoever trains holds it, lab.py's kernel too
 NEEDED_BYTES = 2_000_000_000  # of the disk, or `lab.py run` does not begin
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-RUNS = Path(os.environ.get("FINELAB_RUNS") or Path(__file__).parent.parent / "runs").absolute()
+RUNS = Path(os.environ.get(RUNS_VARIABLE) or Path(__file__).parent.parent / "runs").absolute()
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Run:
         return self.folder / "checkpoints"
 
     @property
+    def training_has_begun(self) -> bool:
+        """Whether there is a checkpoint, also one that is not whole."""
+        return any(self.checkpoints.glob("checkpoint-*"))
+
+    @property
     def adapter(self) -> Path:
         """The trained adapter as PEFT saves it."""
         return self.folder / "adapter"
@@ -75,19 +81,7 @@ class Run:
 
     def evidence(self) -> dict[str, Any]:
         """Everything recorded so far; LabError when the file was damaged by hand."""
-        path = self.folder / "evidence.json"
-        if not path.exists():
-            return {}
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                raise ValueError(f"expected an object, got {found!r}")
-        except ValueError as error:
-            raise LabError(
-                f"{path}: not valid JSON ({error}); restore it, or delete it and do the stages again, which "
-                f"keep their numbers in it: python lab.py run --run {self.name} --from data"
-            ) from error
-        return found
+        return read_evidence(self.folder)
 
     def record(self, stage: str, values: Any) -> None:
         """Keep a stage's numbers: a mapping is laid over what the stage has, a list replaces it."""
@@ -107,6 +101,23 @@ class Run:
         found = machine.profile(self.recipe)
         self.record("machine", machine.evidence(found))
         return found
+
+
+def read_evidence(folder: Path) -> dict[str, Any]:
+    """Everything recorded so far of the run in `folder`; LabError when the file was damaged by hand."""
+    path = folder / "evidence.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"expected an object, got {found!r}")
+    except ValueError as error:
+        raise LabError(
+            f"{path}: not valid JSON ({error}); restore it, or delete it and do the stages again, which "
+            f"keep their numbers in it: python lab.py run --run {folder.name} --from data"
+        ) from error
+    return found
 
 
 @contextmanager
@@ -137,12 +148,15 @@ def open_run(folder: Path | str | None = None) -> Run:
     recipe named by FINELAB_RECIPE, else by the machine. A bare name is one in `runs/`.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # its download counter can hang offline
-    made_of = os.environ.get(RECIPE_VARIABLE) or default_recipe()
-    named = Path(folder or os.environ.get(RUN_VARIABLE) or made_of)
+    named = Path(folder or os.environ.get(RUN_VARIABLE) or _named_recipe())
     target = RUNS / named if len(named.parts) == 1 else named
     if (target / "recipe.toml").exists():
         return Run(target, recipe.read(target / "recipe.toml"))
-    return create_run(target, recipe.load_preset(made_of))
+    return create_run(target, recipe.load_preset(_named_recipe()))
+
+
+def _named_recipe() -> str:
+    return os.environ.get(RECIPE_VARIABLE) or default_recipe()  # asking the machine takes seconds
 
 
 def create_run(folder: Path, preset: Recipe) -> Run:

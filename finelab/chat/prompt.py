@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from finelab.data import render
+from finelab.data import conversation, render
 from finelab.data.conversation import Message
 from finelab.data.standardize import clean, control_pattern, control_tokens
 
@@ -16,3 +18,16 @@ def render_prompt(
     control = control_pattern(control_tokens(tokenizer))
     safe = [{"role": each["role"], "content": clean(each["content"], control)} for each in messages]
     return render(tokenizer, safe, date_string, add_generation_prompt)
+
+
+def plain_conversations(
+    rows: Iterable[Mapping[str, Any]], per_source: int
+) -> Iterator[tuple[str, list[Message]]]:
+    """The first rows of each source, without those that were cut or in which tools are called."""
+    taken: Counter[str] = Counter()
+    for row in rows:
+        source, messages = row["source"], conversation(row).messages
+        plain = all(set(each) == {"role", "content"} for each in messages)
+        if taken[source] < per_source and plain and not row.get("truncated"):
+            taken[source] += 1
+            yield source, messages

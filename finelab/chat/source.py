@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any, TypeVar
 
 from finelab import recipe as recipes
 from finelab.chat.engine import BASE, Engine
+from finelab.chat.prompt import plain_conversations
 from finelab.chat.routes import Served
-from finelab.data import conversation, load_split
+from finelab.data import load_split
 from finelab.errors import LabError
 from finelab.machine import Profile
-from finelab.publish.merge import ADAPTER
+from finelab.publish.adapter_files import ADAPTER
 from finelab.recipe import Recipe
 from finelab.run import Run
 
@@ -189,12 +189,7 @@ def gallery(run: Run) -> list[dict[str, Any]]:
     """Some held-out prompts of each source, with the data set's own answers."""
     if not run.heldout_data.exists():
         return []
-    seen: Counter[str] = Counter()
-    found = []
-    for row in load_split(run, "heldout"):
-        seen[row["source"]] += 1
-        if seen[row["source"]] <= PER_SOURCE:
-            messages = conversation(row).messages
-            prompt, reference = messages[:-1], messages[-1]["content"]
-            found.append({"source": row["source"], "messages": prompt, "reference": reference})
-    return found[:PROMPTS]
+    return [
+        {"source": source, "messages": prompt, "reference": last["content"]}
+        for source, (*prompt, last) in plain_conversations(load_split(run, "heldout"), PER_SOURCE)
+    ][:PROMPTS]

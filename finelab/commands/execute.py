@@ -18,13 +18,13 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from finelab.commands.progress import Progress
 from finelab.errors import LabError
 from finelab.files import write_text
+from finelab.machine import NO_MEMORY
 from finelab.run import RUN_VARIABLE
 
 FULL_DISK = re.compile(  # the last one is torch's, which hides the system's reason
     r"No space left on device|Errno 28\b|WinError 112\b|Disk quota exceeded"
     r"|PytorchStreamWriter failed writing"
 )
-NO_MEMORY = ("MemoryError", "OutOfMemoryError")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SHOWN_LINES = 12
 ONE_REQUEST_S = 3.0  # a sweep's trial hears of one Ctrl-C twice: from the terminal, and from the sweep
@@ -151,7 +151,7 @@ def _explain(error: Exception, stage: str, cell: int, failed: Path) -> NoReturn:
         raise LabError(
             f"{stage}: the disk is full; free some space and run the same command again."
         ) from error
-    if error.ename in NO_MEMORY:
+    if NO_MEMORY.search(f"{error.ename}: {error.evalue}"):
         raise LabError(
             f"{stage}: not enough memory in cell {cell}; close other programs or use a smaller "
             "batch (--set training.per_device_train_batch_size=1) under another --run NAME."

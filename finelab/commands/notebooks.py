@@ -7,7 +7,7 @@ import os
 
 from finelab.errors import LabError
 from finelab.recipe import preset_names
-from finelab.run import NOTEBOOKS, RECIPE_VARIABLE, RUN_VARIABLE, RUNS, folder_of, open_run
+from finelab.run import NOTEBOOKS, RECIPE_VARIABLE, RUN_VARIABLE, RUNS, RUNS_VARIABLE, folder_of, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     if args.run:
         os.environ[RUN_VARIABLE] = str(folder_of(args.run))
     print(f"The run's recipe: {open_run().folder / 'recipe.toml'}")
-    os.environ["FINELAB_RUNS"] = str(RUNS)  # a relative one would be another folder from there
+    os.environ[RUNS_VARIABLE] = str(RUNS)  # a relative one would be another folder from there
     os.chdir(NOTEBOOKS)
     LabApp.launch_instance([f"--ServerApp.root_dir={NOTEBOOKS}", *args.rest])
     return 0

@@ -107,7 +107,7 @@ def row_counts(chosen: Recipe, run: Run | None) -> tuple[tuple[list[int], list[i
     """
     from finelab.train.batches import token_counts
     from finelab.train.cards import finetome
-    from finelab.train.plan import assumed_counts
+    from finelab.train.workload import assumed_counts
 
     longest = chosen.model.max_seq_length
     if run is None and (folder_of(chosen.name) / "recipe.toml").exists():

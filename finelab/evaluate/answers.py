@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -12,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finelab.chat.prompt import render_prompt
-from finelab.data import conversation
+from finelab.chat.prompt import plain_conversations, render_prompt
 from finelab.data.conversation import Message
 from finelab.embedded.families import check_answer, result_of
 from finelab.evaluate.compare import Comparison, compare_shares
@@ -50,16 +48,10 @@ class Prompt:
 
 def prompts(rows: Iterable[Mapping[str, Any]], per_source: int) -> list[Prompt]:
     """The first rows of each source as prompts, without those that were cut or in which tools are called."""
-    taken: Counter[str] = Counter()
     found = []
-    for row in rows:
-        source, messages = row["source"], conversation(row).messages
-        plain = all(set(each) == {"role", "content"} for each in messages)
-        if taken[source] < per_source and plain and not row.get("truncated"):
-            taken[source] += 1
-            *asked, last = messages
-            result = result_of(_as_row(source, asked, last["content"]))
-            found.append(Prompt(source, asked, last["content"], result))
+    for source, (*asked, last) in plain_conversations(rows, per_source):
+        result = result_of(_as_row(source, asked, last["content"]))
+        found.append(Prompt(source, asked, last["content"], result))
     return found
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finelab.chat.engine import end_tokens
+
 BATCH = 32  # prompts answered at once
 TOKENS = 8192  # prompts' and answers' together: keys and values take 0.9 GB of a card for Llama 3.2 3B
 
@@ -77,18 +79,12 @@ def _batch(model: Any, tokenizer: Any, prompts: list[str], **settings: Any) -> l
         prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
     ).to(model.device)
     output = model.generate(**inputs, pad_token_id=tokenizer.pad_token_id, **settings)
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     answers = output[:, inputs["input_ids"].shape[1] :].tolist()
     return [_answer(tokenizer, tokens, ends) for tokens in answers]
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens at which `generate` ends an answer."""
-    ends = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-
-
-def _answer(tokenizer: Any, tokens: list[int], ends: set[int]) -> Answer:
+def _answer(tokenizer: Any, tokens: list[int], ends: frozenset[int]) -> Answer:
     """What stands before the first end token; padding can only follow one."""
     end = next((place for place, token in enumerate(tokens) if token in ends), None)
     said = tuple(tokens[:end])

@@ -18,7 +18,7 @@ from finelab.evaluate.tokens import answer_bytes
 from finelab.files import write_json
 from finelab.run import Run
 
-FILE = "heldout_losses.json"
+LOSSES = "heldout_losses.json"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def keep_losses(run: Run, tokenizer: Any, rows: Any, base: TokenLosses, tuned: T
         "tuned": row_totals(tuned)[:, 0].tolist(),
     }
     kept = zip(rows["id"], zip(*told.values(), strict=True), strict=True)
-    write_json(run.folder / FILE, {id_: dict(zip(told, row, strict=True)) for id_, row in kept})
+    write_json(run.folder / LOSSES, {id_: dict(zip(told, row, strict=True)) for id_, row in kept})
 
 
 def shared_rows(kept: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
@@ -97,7 +97,7 @@ def compare_runs(runs: Sequence[Run]) -> SideBySide:
 
 
 def _read(run: Run) -> dict[str, Any]:
-    path = run.require(run.folder / FILE, "06_evaluate")
+    path = run.require(run.folder / LOSSES, "06_evaluate")
     try:
         return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except json.JSONDecodeError as error:

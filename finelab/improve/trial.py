@@ -26,13 +26,13 @@ from finelab import recipe
 from finelab.data import load_split
 from finelab.data.xray import packed_rows
 from finelab.errors import LabError
+from finelab.evaluate.runs import LOSSES
 from finelab.files import staged, write_json
 from finelab.improve.definition import Trial
-from finelab.run import RUN_VARIABLE, Run, open_run
+from finelab.run import RUN_VARIABLE, RUNS_VARIABLE, WORK_LOCK, Run, open_run, read_evidence
 from finelab.train.batches import token_counts
 from finelab.train.checkpoint import MANIFEST
 
-LOSSES = "heldout_losses.json"  # notebook 03 leaves it
 FAILED, PRUNED = "failed.json", "pruned.json"
 WORSE = 1.02  # a trial's first steps, still warming up, move the loss by less
 WATCHED_ROWS = 24  # show what is clearly bad; all of them would take as long as a third of a short trial
@@ -79,7 +79,7 @@ def trainer_rows(lengths: Sequence[int], chosen: recipe.Recipe) -> int:
 def outcome(trial: Trial, runs: Path) -> Outcome:
     """What the trial's folder says became of it."""
     folder = runs / trial.name
-    training = Run(folder, None).evidence().get("training", {})  # type: ignore[arg-type]
+    training = read_evidence(folder).get("training", {})
     for name, state in ((PRUNED, "stopped early"), (FAILED, "failed")):
         if (folder / name).exists():
             return Outcome(trial, state, _json(folder / name)["reason"], {}, training)
@@ -194,11 +194,11 @@ def _run(
 
     folder = runs / name
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # the child of a sweep that was killed may still be at it
+    with FileLock(folder / WORK_LOCK):  # the child of a sweep that was killed may still be at it
         pass
     command = [sys.executable, "-m", "finelab", "run", "--recipe", trial.recipe, "--run", name]
     command += ["--stages", stage, *(part for text in assignments for part in ("--set", text))]
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "FINELAB_RUNS": str(runs)}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, RUNS_VARIABLE: str(runs)}
     environment.pop(RUN_VARIABLE, None)
     with (folder / "output.txt").open("w", encoding="utf-8") as output:
         child = subprocess.Popen(

@@ -25,13 +25,21 @@ from typing import Any, BinaryIO
 from finelab.errors import LabError
 from finelab.files import fsync, sha256, staged, write_text, writing
 from finelab.machine import require_free_space
+from finelab.publish.adapter_files import ADAPTER, OTHER_KIND, load_adapter, require_known_kind
+from finelab.publish.model_files import (
+    DTYPES,
+    EMBEDDING,
+    HEAD,
+    INDEX,
+    ITEM_BYTES,
+    Shard,
+    Tensor,
+    both_transformers,
+    local_folder,
+    read_json,
+    read_shards,
+)
 
-PREFIX = "base_model.model."  # what PEFT puts before the base's names
-ADAPTER = "adapter_model.safetensors"
-INDEX = "model.safetensors.index.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -42,52 +50,10 @@ TOKENIZER_FILES = (
 BLOCK = 1 << 18  # elements computed at once: 1 MB in float32 stays in a core's cache
 SPAN = 1 << 25  # elements that a thread takes at once
 SYNC = 1 << 28  # bytes after which what is written is forced to the disk
-_USED = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights"}
-_WITHOUT_EFFECT = {  # on a merge: where the adapter sits and how it was trained; its tensors tell the rest
-    *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "base_model_name_or_path"),
-    *("revision", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "bias"),
-    *("modules_to_save", "lora_dropout", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
-    *("eva_config", "loftq_config"),
-}
-_KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")  # starts that leave the base's weights alone
 _PART = re.compile(
     r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
     r"|base_layer\.weight)"
 )
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor in a safetensors file; `begin` counts bytes from the file's start."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-
-    @property
-    def rows(self) -> int:
-        """The first dimension."""
-        return self.shape[0] if self.shape else 1
-
-    @property
-    def columns(self) -> int:
-        """Elements per row."""
-        return math.prod(self.shape[1:])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes per row."""
-        return self.columns * ITEM_BYTES[self.dtype]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A safetensors file of the base, its tensors in the file's order."""
-
-    path: Path
-    metadata: dict[str, str]
-    tensors: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -202,77 +168,6 @@ def merge(base: Path | str, adapter: Path, folder: Path, dtype: str = "base") ->
         shutil.rmtree(bench)
 
 
-def local_folder(model: Path | str) -> Path:
-    """A folder with the model's safetensors: the one given, or the Hub's snapshot."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json", "LICENSE*"]))
-
-
-def read_json(path: Path, what_to_do: str) -> dict[str, Any]:
-    """A JSON object from a file; LabError with `what_to_do` when it is missing or not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise LabError(f"{path} is missing; {what_to_do}.") from error
-    except ValueError as error:
-        raise LabError(f"{path}: not valid JSON ({error}); {what_to_do}.") from error
-    if not isinstance(value, dict):
-        raise LabError(f"{path}: expected a JSON object, got {type(value).__name__}; {what_to_do}.")
-    return value
-
-
-# The base
-
-
-def read_shards(base: Path) -> list[Shard]:
-    """The base's safetensors files; LabError when one is missing, cut short or quantised."""
-    if (base / INDEX).exists():
-        weight_map = read_json(base / INDEX, "download the base again")["weight_map"]
-        names = sorted(set(weight_map.values()))
-    else:
-        names = ["model.safetensors"]
-    for name in names:
-        if not (base / name).exists():
-            raise LabError(f"{base} holds no {name}; expected a model's 16-bit safetensors files.")
-    return [_read_shard(base / name) for name in names]
-
-
-def _read_shard(path: Path) -> Shard:
-    _require_whole(path)
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    metadata = header.pop("__metadata__", {})
-    tensors = tuple(
-        Tensor(name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-    )
-    for tensor in tensors:
-        _require_plain(path, tensor)
-    return Shard(path, metadata, tensors)
-
-
-def _require_whole(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise LabError(f"{path} is not a whole safetensors file ({error}); get it again.") from error
-
-
-def _require_plain(path: Path, tensor: Tensor) -> None:
-    if tensor.dtype not in DTYPES:
-        raise LabError(
-            f"{path}: {tensor.name} is {tensor.dtype}: this model is quantised. A merge goes into the "
-            "original 16-bit model, not into its 4-bit copy; give the original as the base."
-        )
-
-
 # The adapter
 
 
@@ -286,46 +181,11 @@ def read_changes(adapter: Path) -> dict[str, Change]:
         if match := _PART.fullmatch(name):
             parts.setdefault(match[1], {})[match[2]] = tensor
         elif "lora_" in name or ".token_adapter." in name:
-            raise LabError(f"{adapter / ADAPTER}: the merge does not know {name}; {_OTHER_KIND}.")
+            raise LabError(f"{adapter / ADAPTER}: the merge does not know {name}; {OTHER_KIND}.")
         else:
             changes[name] = Replacement(tensor)
     low_rank = {f"{name}.weight": _low_rank(adapter / ADAPTER, name, parts[name], config) for name in parts}
     return changes | low_rank
-
-
-def load_adapter(adapter: Path) -> dict[str, Any]:
-    """The adapter's tensors by the names of the base, PEFT's prefixes taken off."""
-    from safetensors.torch import load_file
-
-    path = adapter / ADAPTER
-    if not path.exists():
-        raise LabError(f"{path} is missing; {_NO_ADAPTER}.")
-    _require_whole(path)
-    tensors = load_file(path).items()
-    return {key.removeprefix(PREFIX).replace(".base_layer.bias", ".bias"): value for key, value in tensors}
-
-
-_NO_ADAPTER = "run notebook 03_train of this run first"
-_OTHER_KIND = "merge it with PEFT's own merge_and_unload, or train a LoRA, rsLoRA or DoRA adapter"
-
-
-def require_known_kind(adapter: Path) -> dict[str, Any]:
-    """The adapter's config; LabError when base and tensors alone do not say what the adapter computes."""
-    path = adapter / "adapter_config.json"
-    config = read_json(path, _NO_ADAPTER)
-    if config.get("peft_type") != "LORA" or not config.get("r"):
-        raise LabError(f"{path}: peft_type is {config.get('peft_type')!r}, not LORA; {_OTHER_KIND}.")
-    for name, value in config.items():
-        if value and name not in _USED | _WITHOUT_EFFECT:
-            raise LabError(f"{path}: {name} = {value!r}: the merge does not know it; {_OTHER_KIND}.")
-    start = config.get("init_lora_weights", True)
-    if start not in _KEEPS_BASE:
-        raise LabError(
-            f"{path}: init_lora_weights = {start!r} changed the base's weights at the start, so this adapter "
-            "does not fit the original base. Save it as plain LoRA first: PEFT's save_pretrained with "
-            "path_initial_model_for_weight_conversion (there is none for LoftQ: train with True)."
-        )
-    return config
 
 
 def _require_finite(path: Path, key: str, tensor: Any) -> None:
@@ -345,7 +205,7 @@ def _low_rank(path: Path, module: str, parts: dict[str, Any], config: dict[str, 
     elif "lora_A.weight" in parts and "lora_B.weight" in parts:
         a, b = parts["lora_A.weight"], parts["lora_B.weight"]
     else:
-        raise LabError(f"{path}: {module} has only {', '.join(sorted(parts))}; {_OTHER_KIND}.")
+        raise LabError(f"{path}: {module} has only {', '.join(sorted(parts))}; {OTHER_KIND}.")
     rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
     if a.shape[0] != rank or b.shape[1] != rank or bool(config.get("use_dora")) != (magnitude is not None):
         raise LabError(f"{path}: {module} is not what adapter_config.json says; save the adapter again.")
@@ -606,22 +466,6 @@ def _texts(
 
 
 _NO_TOKENIZER = "the tokenizer that was trained with belongs there; run notebook 03_train of this run first"
-
-
-def both_transformers(config: dict[str, Any]) -> dict[str, Any]:
-    """A model's config with its rope parameters under the keys of transformers 5 and of 4.
-
-    Measured: from a file with only `rope_parameters` 4.57 takes theta 10,000 and no scaling, silently.
-    """
-    rope = {"rope_type": "default", "rope_theta": config.get("rope_theta", 10_000.0)}
-    rope |= config.get("rope_scaling") or {}
-    rope |= config.get("rope_parameters") or {}
-    scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-    return config | {
-        "rope_parameters": rope,
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": None if rope["rope_type"] == "default" else scaling,
-    }
 
 
 def _generation(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finelab.errors import LabError
 from finelab.machine import Profile
-from finelab.publish.merge import read_json
+from finelab.publish.model_files import read_json
 
 PROBED_TOKENS = 64  # the largest activations are at a row's first tokens; these take 2 s on one core
 

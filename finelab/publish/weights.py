@@ -14,15 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from finelab.errors import LabError
-from finelab.publish.merge import (
-    EMBEDDING,
-    HEAD,
-    load_adapter,
-    local_folder,
-    read_json,
-    read_shards,
-    require_known_kind,
-)
+from finelab.publish.adapter_files import load_adapter, require_known_kind
+from finelab.publish.model_files import EMBEDDING, HEAD, local_folder, read_json, read_shards
 
 SLACK = 2.0**-20  # float32 sums of another order, on a graphics card say, differ by a few 2^-24
 

@@ -24,8 +24,8 @@ from finelab.errors import LabError
 from finelab.recipe import Recipe
 from finelab.run import Run
 from finelab.train.batches import token_counts
-from finelab.train.plan import epoch_batches
 from finelab.train.search import Tuned
+from finelab.train.workload import epoch_batches
 
 T = TypeVar("T")
 LOGS = "logs"  # in the run's folder

@@ -12,14 +12,8 @@ from finelab import machine, show
 from finelab.recipe import Recipe
 from finelab.train.cards import Card, card_called, cards
 from finelab.train.memory import SHAPES, ModelShape, Setting, disk, known_name, memory, setting_of
-from finelab.train.plan import (
-    SAVE_TOTAL_LIMIT,
-    Schedule,
-    assumed_counts,
-    card_rate,
-    duration,
-    workload,
-)
+from finelab.train.plan import SAVE_TOTAL_LIMIT, card_rate, duration
+from finelab.train.workload import Schedule, assumed_counts, workload
 
 ROWS = 1000  # as long as FineTome's are assumed to be
 USABLE = 0.92  # of a card's size; a T4 of 16 GB reports 14.75 GiB

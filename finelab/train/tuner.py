@@ -42,10 +42,9 @@ def _tuned(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) ->
     reference = setting_of(run.recipe, profile)
     if not run.recipe.training.tune:
         return Tuned(**dataclasses.asdict(reference))
-    begun = any(run.checkpoints.glob("checkpoint-*"))
-    if earlier := recorded(run, profile, begun):
+    if earlier := recorded(run, profile, run.training_has_begun):
         return earlier
-    if begun:
+    if run.training_has_begun:
         raise LabError(
             f"evidence.json of run {run.name!r} has no readable record of the tuning that its training began "
             "with; restore the file, or start a new run with --run NAME."
@@ -89,7 +88,7 @@ def untimed(run: Run, profile: Profile) -> Tuned:
     own = Tuned(**dataclasses.asdict(setting_of(run.recipe, profile)))
     if not run.recipe.training.tune:
         return own
-    tuned = recorded(run, profile, begun=any(run.checkpoints.glob("checkpoint-*"))) or own
+    tuned = recorded(run, profile, begun=run.training_has_begun) or own
     keep(run, profile, tuned)
     return tuned
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finelab.publish.merge import require_known_kind
+from finelab.publish.adapter_files import require_known_kind
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -88,6 +88,8 @@ def test_another_error_shows_its_end_its_cell_and_the_failed_copy(attempt, write
     [
         ("raise OSError(28, 'No space left on device')", "the disk is full"),
         ("raise MemoryError", "not enough memory in cell 1"),
+        ("raise RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED')", "not enough memory in cell 1"),
+        ("raise RuntimeError('Triton Error [CUDA]: out of memory')", "not enough memory in cell 1"),
         ("import os; os._exit(9)", "the kernel died in cell 1, most often for want of memory"),
     ],
 )

@@ -396,7 +396,8 @@ def test_the_link_replaces_an_older_one_and_nothing_else(script, tmp_path):
         "training": {"steps": 3},
         "identity": [merge, {"from": "merged", "to": "served", "passed": False}],
     }
-    script("served_identity").record(tmp_path, evidence, {"from": "merged", "to": "served", "passed": True})
+    (tmp_path / "evidence.json").write_text(json.dumps(evidence))
+    script("served_identity").record(tmp_path, {"from": "merged", "to": "served", "passed": True})
     kept = json.loads((tmp_path / "evidence.json").read_text())
     assert kept == {
         "training": {"steps": 3},

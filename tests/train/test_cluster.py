@@ -11,7 +11,8 @@ from finelab.train import cluster
 from finelab.train.cards import cards
 from finelab.train.cluster import Cluster, cluster_of, leave_one_out, plan_on_cluster, published
 from finelab.train.memory import ALLOCATOR, SHAPES, Setting, memory
-from finelab.train.plan import assumed_counts, plan_on_card
+from finelab.train.plan import plan_on_card
+from finelab.train.workload import assumed_counts
 
 COUNTS = assumed_counts(2000, 2048)
 MODELS = {

@@ -11,7 +11,8 @@ from finelab.train import explorer
 from finelab.train.cards import card_called
 from finelab.train.explorer import EXPLORED, LIMITS, Explorer
 from finelab.train.memory import SHAPES, Setting, disk, memory
-from finelab.train.plan import assumed_counts, plan_on_card
+from finelab.train.plan import plan_on_card
+from finelab.train.workload import assumed_counts
 from tests.tiny import MODULES
 
 ONE = SHAPES["Llama-3.2-1B"]

@@ -16,19 +16,15 @@ from finelab.train.batches import Batch, collator, row_squares, token_counts, tr
 from finelab.train.memory import SHAPES
 from finelab.train.plan import (
     Rate,
-    Schedule,
-    assumed_counts,
     duration,
-    epoch_batches,
     fit_rate,
     make_plan,
-    packed_lengths,
     plan_here,
     plan_on_card,
     plan_training,
-    workload,
 )
 from finelab.train.probe import FEWEST, WARM_UP, Probe, probe, timed_look
+from finelab.train.workload import Schedule, assumed_counts, epoch_batches, packed_lengths, workload
 from tests.tiny import base_model, with_adapter
 
 NOW = datetime.datetime(2026, 11, 24, 8, 0)

@@ -76,7 +76,7 @@ def needs(recipe: Recipe, profile: Profile | None) -> dict[str, int]:
 def token_counts(recipe: Recipe) -> tuple[list[int], list[int]]:
     """Length and trained tokens of rows like the recipe's, before they are tokenised."""
     from finelab.data.read import EMBEDDED as CONVERSATIONS
-    from finelab.train.plan import assumed_counts
+    from finelab.train.workload import assumed_counts
 
     longest = recipe.model.max_seq_length
     if recipe.data.sources != (EMBEDDED,):
