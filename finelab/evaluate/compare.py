@@ -140,12 +140,12 @@ def compare_shares(base: NDArray[np.bool_], tuned: NDArray[np.bool_], unit: str)
     return Comparison(rows, float(base.mean()), float(tuned.mean()), (low, high), rows, unit=unit)
 
 
-def paired_interval(up: int, down: int, rows: int, level: float = 0.95) -> tuple[float, float]:
-    """The interval of (up - down) / rows, where `up` of the rows became true and `down` became false."""
+def paired_interval(up: int, down: int, rows: int) -> tuple[float, float]:
+    """The 95 % interval of (up - down) / rows, where `up` of the rows became true and `down` became false."""
     up_share, down_share = (up + 1) / (rows + 2), (down + 1) / (rows + 2)
     middle = up_share - down_share
     error = math.sqrt((up_share + down_share - middle**2) / (rows + 2))
-    width = NormalDist().inv_cdf((1 + level) / 2) * error
+    width = NormalDist().inv_cdf(0.975) * error
     return middle - width, middle + width
 
 
@@ -173,9 +173,9 @@ def _resampled(
     return np.concatenate(found)
 
 
-def batch_losses(totals: NDArray[np.float64], rows: int, draws: int = 10_000) -> NDArray[np.float64]:
-    """The loss per token of `rows` conversations drawn at random, `draws` times: the model stands still."""
-    return _resampled(totals[:, 0], totals[:, 1], draws, seed=3407, size=rows)
+def batch_losses(totals: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    """The loss per token of `rows` conversations drawn at random, 10,000 times: the model stands still."""
+    return _resampled(totals[:, 0], totals[:, 1], 10_000, seed=3407, size=rows)
 
 
 def by_group(

@@ -26,9 +26,9 @@ def base_and_tuned(model: Any, rows: Any, what: str = "held-out rows") -> tuple[
     return base, token_nll(model, rows, f"tuned on {what}")
 
 
-def response_nll(model: Any, rows: Any, progress: str = "held-out loss") -> NDArray[np.float64]:
+def response_nll(model: Any, rows: Any) -> NDArray[np.float64]:
     """Negative log-likelihood of each row's labelled tokens: an array (rows, 2) of nats and tokens."""
-    return row_totals(token_nll(model, rows, progress))
+    return row_totals(token_nll(model, rows, "held-out loss"))
 
 
 def row_totals(losses: TokenLosses) -> NDArray[np.float64]:

@@ -27,11 +27,13 @@ def intervals(
     bounds: Sequence[tuple[float, float]],
     verdicts: Sequence[str],
     title: str,
-    xlabel: str = "difference in nats per token, tuned minus base (left is better)",
 ) -> Any:
     """Each name's difference as a dot with its interval; its colour is the verdict, hollow too few rows."""
-    key = "blue: improved   orange: worse   grey: no measurable change   hollow: too few rows to tell"
-    figure, axes = _axes(title, f"{xlabel}\n{key}", "", height=1.0 + 0.34 * len(names))
+    xlabel = (
+        "difference in nats per token, tuned minus base (left is better)\n"
+        "blue: improved   orange: worse   grey: no measurable change   hollow: too few rows to tell"
+    )
+    figure, axes = _axes(title, xlabel, "", height=1.0 + 0.34 * len(names))
     for row, (difference, (low, high), verdict) in enumerate(zip(differences, bounds, verdicts, strict=True)):
         colour = {"improved": BLUE, "worse": ORANGE}.get(verdict, GREY)
         axes.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")

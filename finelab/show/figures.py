@@ -14,6 +14,7 @@ from finelab.show.live import in_notebook
 
 BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#9aa3ad"
 WIDTH = 9.0  # inches
+COLUMNS = 96  # letters in a line of a row shown as text
 POINTS = 1000  # of a curve are drawn: more cannot be told apart, and 12,500 take 50 ms longer
 
 
@@ -125,28 +126,24 @@ def identity_bars(links: Sequence[dict[str, Any]]) -> Any:
     return figure
 
 
-def answers_by_token(tokens: Sequence[str], trained: Sequence[bool], columns: int = 96) -> Any:
+def answers_by_token(tokens: Sequence[str], trained: Sequence[bool]) -> Any:
     """The row as text, tokens that carry a label coloured, so that one sees what is learned."""
     faces = [(BLUE if each else GREY, 0.25) for each in trained]
-    return token_picture(tokens, faces, ["black"] * len(faces), "blue: trained   grey: read only", columns)
+    return token_picture(tokens, faces, ["black"] * len(faces), "blue: trained   grey: read only")
 
 
 def token_picture(
-    tokens: Sequence[str],
-    faces: Sequence[tuple[str, float]],
-    inks: Sequence[str],
-    key: str,
-    columns: int = 96,
+    tokens: Sequence[str], faces: Sequence[tuple[str, float]], inks: Sequence[str], key: str
 ) -> Any:
     """Tokens as running text: each has the colour and opacity of its face, and the colour of its letters."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    size = WIDTH * 72 / columns / 0.602  # DejaVu Sans Mono is 0.602 em wide
-    lines = _wrapped(tokens, columns)
+    size = WIDTH * 72 / COLUMNS / 0.602  # DejaVu Sans Mono is 0.602 em wide
+    lines = _wrapped(tokens)
     figure = Figure(figsize=(WIDTH, 0.5 + 0.22 * len(lines)))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(0, columns)
+    axes.set_xlim(0, COLUMNS)
     axes.set_ylim(len(lines) + 0.5, -1.2)
     axes.axis("off")
     axes.text(0, -0.7, key, fontsize=9, color=BLUE, weight="bold")
@@ -186,22 +183,22 @@ def _mark(*panels: Any, resumes: Sequence[int]) -> None:
         panels[0].lines[-1].set_label("resumed")
 
 
-def _smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
+def _smoothed(values: Sequence[float]) -> list[float]:
     """An exponential moving average, corrected for its start."""
-    average, smoothed = 0.0, []
+    weight, average, smoothed = 0.9, 0.0, []
     for count, value in enumerate(values, start=1):
         average = weight * average + (1 - weight) * value
         smoothed.append(average / (1 - weight**count))
     return smoothed
 
 
-def _wrapped(tokens: Sequence[str], columns: int) -> list[list[tuple[int, str, int]]]:
+def _wrapped(tokens: Sequence[str]) -> list[list[tuple[int, str, int]]]:
     """Tokens laid out in lines: (column, text, number); a newline in a token ends its line."""
     lines: list[list[tuple[int, str, int]]] = [[]]
     column = 0
     for number, token in enumerate(tokens):
         text = token.replace("\n", "↵").replace("$", r"\$")
-        if column + len(text) > columns:
+        if column + len(text) > COLUMNS:
             lines.append([])
             column = 0
         lines[-1].append((column, text, number))
