@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -153,11 +154,21 @@ def run_one(values: dict[str, Any], folder: str) -> dict[str, Any]:
     from finelab.improve import Trial, run_trial
 
     trial = Trial(**{**values, "assignments": tuple(values["assignments"])})
-    runs = RUNS / "sweeps" / folder / trial.name  # containers do not see each other's files while they run
+    runs = trial_runs(trial, folder)
     ended = run_trial(trial, runs)
     made = {name: runs / trial.name / name for name in OUTCOME}
     files = {name: path.read_text(encoding="utf-8") for name, path in made.items() if path.exists()}
     return {"name": trial.name, "state": ended.state, "reason": ended.reason, "files": files}
+
+
+def trial_runs(trial: Any, folder: str) -> Path:
+    """Where a trial of the sweep in `folder` has its rows and its run, on the volume.
+
+    Not with the other trials: containers do not see each other's files while they run. Not with a trial of
+    the same name and other values either, which an earlier sweep may have left.
+    """
+    values = json.dumps(as_values(trial), sort_keys=True)
+    return RUNS / "sweeps" / folder / f"{trial.name}-{hashlib.sha256(values.encode()).hexdigest()[:8]}"
 
 
 def as_values(trial: Any) -> dict[str, Any]:

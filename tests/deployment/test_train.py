@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from finelab import LabError
-from finelab.improve import Sweep, create_sweep, report
+from finelab.improve import Sweep, Trial, create_sweep, outcome, report
 from finelab.recipe import load_preset, override
 from finelab.run import create_run
 from tests.deployment.conftest import DEPLOYMENT
@@ -35,6 +36,13 @@ def modal(tmp_path, embedded_folder):
     }
     with ControlPlane(plane, environment) as modal:
         yield modal
+
+
+@pytest.fixture
+def trial_runs(modal, script, monkeypatch):
+    """Where the containers keep a trial: (trial, the sweep's name) -> folder."""
+    monkeypatch.setenv("FINELAB_RUNS", str(modal.volume("finelab-runs")))
+    return script("train_on_volume").trial_runs
 
 
 @on_linux
@@ -84,13 +92,13 @@ def test_a_token_beside_the_notebooks_stays_here(script):
 
 
 @on_linux
-def test_a_sweep_is_tried_in_containers_and_its_table_is_here(modal, tmp_path):
+def test_a_sweep_is_tried_in_containers_and_its_table_is_here(modal, trial_runs, tmp_path):
     """The trials have ended on the volume before, so that what is tested is the way there and back."""
     folder = tmp_path / "sizes"
     settings = {"default": {}, "good": {"lora.r": 8}, "broken": {"lora.r": 4}}
     sweep = create_sweep(folder, Sweep("smollm2-135m", 1000, (1, 2), settings))
     for trial in sweep.trials():
-        leave(modal.volume("finelab-runs") / "sweeps" / "sizes" / trial.name / trial.name, trial)
+        leave(trial_runs(trial, "sizes") / trial.name, trial)
     code, output = modal.command("run", SCRIPT, "--sweep", folder, "--gpu", "t4", "--spend", "6")
     assert code == 0, output
     assert "6 trials on one Tesla T4 each, at most 1.69 h and $1.00 a trial, $6.00 in all." in output
@@ -105,16 +113,15 @@ def test_a_sweep_is_tried_in_containers_and_its_table_is_here(modal, tmp_path):
 
 
 @on_linux
-def test_a_trial_whose_container_dies_takes_no_other_with_it(modal, tmp_path):
+def test_a_trial_whose_container_dies_takes_no_other_with_it(modal, trial_runs, tmp_path):
     """All but the last have ended before; the last is killed as soon as it begins."""
     folder = tmp_path / "sizes"
     sweep = create_sweep(folder, Sweep("smollm2-135m", 1000, (1, 2), {"default": {}, "small": {"lora.r": 8}}))
-    there = modal.volume("finelab-runs") / "sweeps" / "sizes"
     *ended, last = sweep.trials()
     for trial in ended:
-        leave(there / trial.name / trial.name, trial)
+        leave(trial_runs(trial, "sizes") / trial.name, trial)
     process = modal.start("run", SCRIPT, "--sweep", folder, "--gpu", "t4", "--spend", "6")
-    while process.poll() is None and not (there / last.name).exists():
+    while process.poll() is None and not trial_runs(last, "sizes").exists():
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()
     os.killpg(modal.processes["try_one"][-1], signal.SIGKILL)
@@ -124,6 +131,23 @@ def test_a_trial_whose_container_dies_takes_no_other_with_it(modal, tmp_path):
     found = report(folder)["settings"]
     assert list(found["default"]["losses"]) == ["1", "2"] and list(found["small"]["losses"]) == ["1"]
     assert found["small"]["unfinished"] == {"2": "waiting"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "state"),
+    [({}, "failed"), ({"assignments": ("lora.r=8",)}, "waiting"), ({"trained_tokens": 2000}, "waiting"),
+     ({"recipe": "llama-3.2-1b"}, "waiting")],
+    ids=["the same", "setting", "budget", "recipe"],
+)  # fmt: skip
+def test_a_trial_finds_what_was_left_by_one_of_its_own_values_only(
+    script, tmp_path, monkeypatch, changed, state
+):
+    monkeypatch.setenv("FINELAB_RUNS", str(tmp_path))
+    trial_runs = script("train_on_volume").trial_runs
+    trial = Trial("broken", 1, "smollm2-135m", ("lora.r=4",), 1000)
+    leave(trial_runs(trial, "sizes") / trial.name, trial)
+    other = replace(trial, **changed)
+    assert outcome(other, trial_runs(other, "sizes")).state == state
 
 
 def test_a_sweep_that_cannot_pay_for_its_trials_rents_nothing(script, tmp_path):
