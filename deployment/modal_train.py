@@ -73,12 +73,12 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
 
 @app.function(**options)
-def try_one(trial: dict[str, Any], folder: str) -> dict[str, Any]:
+def try_one(trial: dict[str, Any], folder: str, retry: bool) -> dict[str, Any]:
     """One trial of a sweep: see `train_on_volume.run_one`."""
     from train_on_volume import run_one
 
     try:
-        return run_one(trial, folder)
+        return run_one(trial, folder, retry)
     finally:
         volume.commit()
 
@@ -166,15 +166,25 @@ def run_on_modal(
     print(f"Fetch it: modal volume get {VOLUME} {run} runs/; then `python lab.py run --run {run}` goes on.")
 
 
-def sweep_on_modal(folder: Path, gpu: str, spend: float) -> None:
-    """All trials at the same time, a container each; their results come back into the sweep's folder."""
+def sweep_on_modal(folder: Path, gpu: str, spend: float, retry: bool) -> None:
+    """What is left of a sweep, a container for each trial; the results come back into its folder."""
+    from finelab.improve import left_of, open_sweep, report, table
+
+    trials, left = open_sweep(folder).trials(), left_of(folder, retry)
+    if ended := len(trials) - len(left):
+        print(f"{ended} of {len(trials)} trials have ended before.")
+    if left:
+        try_on_modal(left, folder, gpu, spend, retry)
+    print(table(report(folder)).to_string())
+
+
+def try_on_modal(trials: list[Any], folder: Path, gpu: str, spend: float, retry: bool) -> None:
+    """The trials at the same time; what each leaves comes into its folder here."""
     from train_on_volume import LEAST_S, as_values
 
     from finelab.errors import LabError
-    from finelab.improve import open_sweep, report, table
 
     card, usd_per_hour = rented(gpu, 1)
-    trials = open_sweep(folder).trials()
     hours = min(MOST_HOURS, spend / usd_per_hour / len(trials))
     if hours * 3600 < LEAST_S:
         least = math.ceil(len(trials) * LEAST_S / 36 * usd_per_hour) / 100
@@ -187,17 +197,25 @@ def sweep_on_modal(folder: Path, gpu: str, spend: float) -> None:
     print(f"That is for the GPUs; {ON_TOP}.")
     remote = with_gpu(try_one, card, 1, hours)
     values = [as_values(trial) for trial in trials]
-    folder_there = {"folder": folder.name}
-    for done in remote.map(values, kwargs=folder_there, order_outputs=False, return_exceptions=True):
+    how = {"folder": folder.name, "retry": retry}
+    for done in remote.map(values, kwargs=how, order_outputs=False, return_exceptions=True):
         if isinstance(done, Exception):  # its time was over, or its container died: the others go on
             print(f"A trial ended without a result: {type(done).__name__}: {done}")
             continue
         print(f"{done['name']}: {done['state']} {done['reason']}")
-        for name, text in done["files"].items():
-            path = folder / done["name"] / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-    print(table(report(folder)).to_string())
+        keep(done["files"], folder / done["name"])
+
+
+def keep(files: dict[str, str], folder: Path) -> None:
+    """Put what a trial left into its folder here, in the place of what an earlier attempt left."""
+    from train_on_volume import OUTCOME
+
+    for name in OUTCOME:
+        (folder / name).unlink(missing_ok=True)
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 @app.local_entrypoint()
@@ -210,8 +228,12 @@ def main(
     hours: float = 6.0,
     spend: float = 10.0,
     sweep: str = "",
+    retry: bool = False,
 ) -> None:
-    """Train a run or a sweep; spend is a limit in US dollars, hours the length of a sitting."""
+    """Train a run or a sweep; spend is a limit in US dollars, hours the length of a sitting.
+
+    With retry the trials of the sweep that failed are tried again.
+    """
     from finelab.errors import LabError
 
     try:
@@ -220,7 +242,7 @@ def main(
                 "give --run NAME for one run, or --sweep FOLDER for a sweep that 07_improve has made."
             )
         if sweep:
-            sweep_on_modal(Path(sweep), gpu, spend)
+            sweep_on_modal(Path(sweep), gpu, spend, retry)
         else:
             changes = [text for text in set.split(";") if text.strip()]
             run_on_modal(run, recipe, changes, gpu, gpus, hours, spend)

@@ -17,18 +17,36 @@ from pathlib import Path
 from typing import Any
 
 from finelab.errors import LabError
-from finelab.improve import Outcome, open_sweep, outcome, report, run_trial, table
+from finelab.improve import Outcome, Trial, left_of, open_sweep, outcome, report, run_trial, table
 
 RETRIES = 3  # of a trial whose node was lost; it goes on from its last checkpoint
 
 
 def sweep_on_ray(
-    folder: Path, cpus: float = 1, gpus: float = 0, one: Callable[..., Any] = run_trial
+    folder: Path,
+    cpus: float = 1,
+    gpus: float = 0,
+    retry: bool = False,
+    one: Callable[..., Any] = run_trial,
 ) -> list[Outcome]:
-    """Every trial's outcome, in the sweep's order; each trial is given so many CPUs and GPUs.
+    """Every trial's outcome, in the sweep's order; each that is left is given so many CPUs and GPUs.
 
-    LabError when Ray has nowhere to run even one, or lost one more often than RETRIES times.
+    With `retry` failed trials are run again. LabError when Ray has nowhere to run even one, or lost one more
+    often than RETRIES times.
     """
+    folder = folder.absolute()
+    trials, left = open_sweep(folder).trials(), left_of(folder, retry)
+    if ended := len(trials) - len(left):
+        print(f"{ended} of {len(trials)} trials have ended before.")
+    if left:
+        try_on_ray(left, folder, cpus, gpus, lambda trial: one(trial, folder, retry=retry))
+    return [outcome(trial, folder) for trial in trials]
+
+
+def try_on_ray(
+    trials: list[Trial], folder: Path, cpus: float, gpus: float, one: Callable[[Trial], Outcome]
+) -> None:
+    """Each trial by `one`, as many at a time as Ray has CPUs and GPUs for."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # each trial keeps its own evidence
     import ray
     from ray import tune
@@ -39,17 +57,16 @@ def sweep_on_ray(
             f"a trial wants {cpus:g} CPUs and {gpus:g} GPUs, and Ray has {there.get('CPU', 0):g} and "
             f"{there.get('GPU', 0):g}; give less with --cpus and --gpus, or start more nodes."
         )
-    folder = folder.absolute()
-    trials = {trial.name: trial for trial in open_sweep(folder).trials()}
+    named = {trial.name: trial for trial in trials}
 
     def train(config: dict[str, str]) -> None:
-        ended = one(trials[config["trial"]], folder)
+        ended = one(named[config["trial"]])
         tune.report({"state": ended.state, "reason": ended.reason})
 
     tuner = tune.Tuner(
         tune.with_resources(train, {"cpu": cpus, "gpu": gpus}),
         tune_config=tune.TuneConfig(reuse_actors=True),
-        param_space={"trial": tune.grid_search(list(trials))},
+        param_space={"trial": tune.grid_search(list(named))},
         run_config=tune.RunConfig(
             storage_path=str(folder / ".ray"),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
@@ -59,7 +76,6 @@ def sweep_on_ray(
     )
     for error in tuner.fit().errors:
         raise LabError(f"Ray gave up on a trial: {error}; run the same command again to go on.")
-    return [outcome(trial, folder) for trial in trials.values()]
 
 
 def progress(total: int) -> Any:
@@ -87,6 +103,7 @@ def main() -> int:
     )
     parser.add_argument("--cpus", type=float, default=1, help="of each trial")
     parser.add_argument("--gpus", type=float, default=0, help="of each trial")
+    parser.add_argument("--retry", action="store_true", help="try those that failed again")
     args = parser.parse_args()
     try:
         open_sweep(args.folder)
@@ -97,7 +114,7 @@ def main() -> int:
                 "Ray is not installed: python -m pip install --no-deps -r environment/extras/ray.txt"
             ) from error
         ray.init(address=args.address, include_dashboard=False, log_to_driver=False)
-        sweep_on_ray(args.folder, args.cpus, args.gpus)
+        sweep_on_ray(args.folder, args.cpus, args.gpus, args.retry)
     except LabError as error:
         print(error, file=sys.stderr)
         return 1

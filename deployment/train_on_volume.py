@@ -149,13 +149,13 @@ def follow(command: list[str]) -> tuple[int, str]:
         child.kill()
 
 
-def run_one(values: dict[str, Any], folder: str) -> dict[str, Any]:
+def run_one(values: dict[str, Any], folder: str, retry: bool) -> dict[str, Any]:
     """A sweep's trial, in a folder of its own on the volume: its state, and the files that show it."""
     from finelab.improve import Trial, run_trial
 
     trial = Trial(**{**values, "assignments": tuple(values["assignments"])})
     runs = trial_runs(trial, folder)
-    ended = run_trial(trial, runs)
+    ended = run_trial(trial, runs, retry=retry)
     made = {name: runs / trial.name / name for name in OUTCOME}
     files = {name: path.read_text(encoding="utf-8") for name, path in made.items() if path.exists()}
     return {"name": trial.name, "state": ended.state, "reason": ended.reason, "files": files}

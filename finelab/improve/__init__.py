@@ -3,7 +3,7 @@
 from finelab.improve.definition import Sweep, Trial, create_sweep, grid, open_sweep
 from finelab.improve.report import report, table
 from finelab.improve.statistics import Difference, differences
-from finelab.improve.sweep import run_sweep
+from finelab.improve.sweep import left_of, run_sweep
 from finelab.improve.trial import Outcome, outcome, run_trial, steps_for
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "create_sweep",
     "differences",
     "grid",
+    "left_of",
     "open_sweep",
     "outcome",
     "report",

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from finelab.errors import LabError
-from finelab.improve.definition import open_sweep
+from finelab.improve.definition import Trial, open_sweep
 from finelab.improve.trial import Outcome, outcome, run_trial
 
 
@@ -20,9 +20,7 @@ def run_sweep(folder: Path, workers: int = 1, retry: bool = False) -> list[Outco
     if workers < 1:
         raise LabError(f"workers = {workers}: expected at least 1.")
     folder = folder.absolute()
-    trials = open_sweep(folder).trials()
-    ended = ("finished", "stopped early", *(() if retry else ("failed",)))
-    left = [trial for trial in trials if outcome(trial, folder).state not in ended]
+    trials, left = open_sweep(folder).trials(), left_of(folder, retry)
     stop, started = threading.Event(), time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(run_trial, trial, folder, stop, retry, workers) for trial in left]
@@ -37,6 +35,12 @@ def run_sweep(folder: Path, workers: int = 1, retry: bool = False) -> list[Outco
     if failed := sum(each.state == "failed" for each in outcomes):
         print(f"{failed} of {len(trials)} failed; run_sweep(folder, retry=True) runs them again.")
     return outcomes
+
+
+def left_of(folder: Path, retry: bool = False) -> list[Trial]:
+    """The sweep's trials that have not ended yet; with `retry` those that failed are among them."""
+    ended = ("finished", "stopped early", *(() if retry else ("failed",)))
+    return [trial for trial in open_sweep(folder).trials() if outcome(trial, folder).state not in ended]
 
 
 def _progress(ended: Outcome, done: int, total: int, seconds: float) -> str:

@@ -18,9 +18,11 @@ from tests.deployment.conftest import DEPLOYMENT
 SETTINGS = {"default": {}, "r8": {"lora.r": 8}, "r4": {"lora.r": 4}, "broken": {"lora.r": 2}}
 
 
-def one(trial, runs):
+def one(trial, runs, retry=False):
     """What `run_trial` does, without training: an outcome that depends on the trial alone."""
     folder = runs / trial.name
+    if retry:
+        (folder / "failed.json").unlink(missing_ok=True)
     if outcome(trial, runs).state != "waiting":
         return outcome(trial, runs)
     if trial.setting == "broken":
@@ -70,7 +72,19 @@ def test_trials_that_have_ended_are_not_run_again(ray, sweep_on_ray, tmp_path, c
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
     assert sweep_on_ray(tmp_path, one=one) == first
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert "8 of 8: " in capsys.readouterr().out
+    assert capsys.readouterr().out == "8 of 8 trials have ended before.\n"
+
+
+@pytest.mark.slow
+def test_a_trial_that_failed_is_run_again_when_asked(ray, sweep_on_ray, tmp_path, capsys):
+    sweep = create_sweep(tmp_path, Sweep("smollm2-135m", 1000, (1, 2), SETTINGS))
+    for trial in sweep.trials():
+        one(trial, tmp_path)
+    write_json(tmp_path / "r8-s2" / "failed.json", {"reason": "the disk was full"})
+    states = {each.trial.name: each.state for each in sweep_on_ray(tmp_path, retry=True, one=one)}
+    assert states["r8-s2"] == "finished" and states["broken-s1"] == "failed"
+    said = capsys.readouterr().out
+    assert said.startswith("5 of 8 trials have ended before.") and "3 of 3: " in said
 
 
 @pytest.mark.slow

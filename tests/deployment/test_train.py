@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -133,6 +134,43 @@ def test_a_trial_whose_container_dies_takes_no_other_with_it(modal, trial_runs, 
     assert found["small"]["unfinished"] == {"2": "waiting"}
 
 
+@on_linux
+def test_only_what_is_left_of_a_sweep_is_sent_and_paid_for(modal, trial_runs, tmp_path):
+    """Two trials have ended here, one of them failed; a second attempt at that one ends on the volume."""
+    folder = tmp_path / "sizes"
+    sweep = create_sweep(folder, Sweep("smollm2-135m", 1000, (1, 2), {"default": {}, "small": {"lora.r": 8}}))
+    first, second, third, fourth = sweep.trials()
+    leave(folder / first.name, first)
+    fail(folder / second.name)
+    for trial in (third, fourth):
+        leave(trial_runs(trial, "sizes") / trial.name, trial)
+    command = ["run", SCRIPT, "--sweep", folder, "--gpu", "t4", "--spend", "6"]
+    code, output = modal.command(*command)
+    assert code == 0, output
+    assert "2 of 4 trials have ended before." in output
+    assert "2 trials on one Tesla T4 each, at most 5.08 h and $3.00 a trial, $6.00 in all." in output
+    assert set(returned(output)) == {third.name, fourth.name}
+
+    leave(trial_runs(second, "sizes") / second.name, second)
+    fail(trial_runs(second, "sizes") / second.name)
+    code, output = modal.command(*command, "--retry")
+    assert code == 0, output
+    assert "3 of 4 trials have ended before." in output
+    assert returned(output) == {second.name: "finished"}
+    assert list(report(folder)["settings"]["small"]["losses"]) == ["1", "2"]
+
+    rented = len(modal.processes["try_one"])
+    code, output = modal.command(*command)
+    assert code == 0, output
+    assert "4 of 4 trials have ended before." in output and "difference" in output
+    assert len(modal.processes["try_one"]) == rented
+
+
+def returned(output):
+    """The state of each trial that came back."""
+    return dict(re.findall(r"^(\w+-s\d): (finished|failed)", output, re.MULTILINE))
+
+
 @pytest.mark.parametrize(
     ("changed", "state"),
     [({}, "failed"), ({"assignments": ("lora.r=8",)}, "waiting"), ({"trained_tokens": 2000}, "waiting"),
@@ -155,22 +193,28 @@ def test_a_sweep_that_cannot_pay_for_its_trials_rents_nothing(script, tmp_path):
     with pytest.raises(
         LabError, match=r"--spend 0\.05: 4 trials on one L4 each would have 0\.9 minutes;"
     ) as said:
-        script("modal_train").sweep_on_modal(tmp_path, "l4", 0.05)
+        script("modal_train").sweep_on_modal(tmp_path, "l4", 0.05, retry=False)
     assert str(said.value).endswith("spend 0.54.")
 
 
 def leave(run, trial):
     """What a trial that has ended leaves."""
-    (run / "notebooks").mkdir(parents=True)
     if trial.setting == "broken":
-        (run / "failed.json").write_text('{"reason": "it fell over"}', encoding="utf-8")
+        fail(run)
         return
+    (run / "notebooks").mkdir(parents=True)
     (run / "notebooks" / "03_train.ipynb").write_text("{}", encoding="utf-8")
     nats = 20 + trial.seed + 2 * (trial.setting == "good")
     row = {"heldout": "row", "question": "q", "tokens": 10, "bytes": 40, "base": 30.0, "tuned": nats}
     (run / "heldout_losses.json").write_text(json.dumps({"a": row}), encoding="utf-8")
     training = {"tokens_trained": 1000, "seconds": 5.0, "peak_memory_bytes": 1e9}
     (run / "evidence.json").write_text(json.dumps({"training": training}), encoding="utf-8")
+
+
+def fail(run):
+    """What a trial that failed leaves besides."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "failed.json").write_text('{"reason": "it fell over"}', encoding="utf-8")
 
 
 @on_linux

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from finelab.improve import Sweep, create_sweep, report, run_sweep, table
+from finelab.improve import Sweep, create_sweep, left_of, report, run_sweep, table
 from finelab.improve.trial import FAILED, outcome, run_trial
 from finelab.run import open_run
 
@@ -56,6 +56,17 @@ def test_a_failed_seed_is_said_and_takes_its_settings_verdict(tmp_path, capsys):
     assert found["good"]["untrained_loss"] == pytest.approx(45 / 15)
     assert "verdict" not in found["broken"] and found["broken"]["unfinished"] == {"2": "failed: it fell over"}
     assert "seed 2 failed: it fell over" in table(report(tmp_path)).loc["broken", "verdict"]
+
+
+def test_what_is_left_of_a_sweep_and_what_failed_only_when_asked(tmp_path):
+    settings = {"default": {}, "good": {"lora.r": 8}}
+    sweep = create_sweep(tmp_path, Sweep("smollm2-135m", 1000, (1, 2), settings))
+    first, second, *waiting = sweep.trials()
+    finish(tmp_path, first, 0)
+    (tmp_path / second.name).mkdir()
+    (tmp_path / second.name / FAILED).write_text('{"reason": "it fell over"}', encoding="utf-8")
+    assert left_of(tmp_path) == waiting
+    assert left_of(tmp_path, retry=True) == [second, *waiting]
 
 
 def test_rows_that_a_setting_cuts_shorter_are_not_compared(tmp_path):
