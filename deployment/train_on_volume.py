@@ -106,7 +106,10 @@ def accounting(
     def write() -> None:
         sat = {"seconds": round(time.monotonic() - began, 1), "usd_per_hour": usd_per_hour}
         write_json(run.folder / ACCOUNT, [*before, sat])
-        commit()
+        try:
+            commit()
+        except Exception as error:  # no reason to stop counting: the next commit takes this along
+            print(f"The volume was not committed ({error}); it is tried again.", flush=True)
 
     def keep() -> None:
         while not ended.wait(TICK_S):

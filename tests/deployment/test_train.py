@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -328,6 +329,29 @@ def test_other_hours_are_no_other_recipe(sit, tmp_path):
     sit(DONE, DONE)
     assert sit(DONE, DONE, hours=5.0)[0]["state"] == "finished"
     assert hours_in(tmp_path) > 2
+
+
+def test_a_volume_that_cannot_be_committed_for_a_while_keeps_the_account_all_the_same(
+    script, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("FINELAB_RUNS", str(tmp_path))
+    here = script("train_on_volume")
+    here.TICK_S = 0.01
+    run = create_run(tmp_path / "mine", load_preset("smollm2-135m"))
+    asked, enough = [], threading.Event()
+
+    def commit():
+        asked.append(here.account("mine")[-1]["seconds"])
+        if len(asked) == 20:
+            enough.set()
+        if len(asked) < 10:
+            raise RuntimeError("504 from Modal")
+
+    with here.accounting(run, [], 3.0, commit):
+        assert enough.wait(60)
+    assert asked[-1] > asked[0] == 0.0
+    said = capsys.readouterr().out
+    assert said.count("The volume was not committed (504 from Modal); it is tried again.") == 9
 
 
 def test_what_a_command_says_last_is_kept_and_the_labs_sentence_before_it(script):
