@@ -1,6 +1,7 @@
 """What holds for every Modal script: it imports anywhere, and Modal has deprecated nothing it uses."""
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -28,7 +29,8 @@ def test_a_container_has_what_a_script_imports(path):
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_it_loads_without_a_warning_a_token_or_a_network(path, tmp_path):
     code = f"import {path.stem}"
-    environment = {"PYTHONPATH": str(DEPLOYMENT), "MODAL_CONFIG_PATH": str(tmp_path / "none"), "PATH": ""}
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("MODAL_")}
+    environment |= {"PYTHONPATH": str(DEPLOYMENT), "MODAL_CONFIG_PATH": str(tmp_path / "none"), "PATH": ""}
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
