@@ -38,6 +38,10 @@ NO_NETWORK = re.compile(
     re.IGNORECASE,
 )
 NO_DISK = re.compile(r"No space left|not enough space|Disk quota exceeded", re.IGNORECASE)
+LONG_PATH = re.compile(r"Windows Long Path")  # in a hint of pip's, behind its error
+ALLOW_LONG_PATHS = (
+    r"reg add HKLM\SYSTEM\CurrentControlSet\Control\FileSystem /v LongPathsEnabled /t REG_DWORD /d 1 /f"
+)
 
 
 class SetupError(Exception):
@@ -53,6 +57,17 @@ def check_python(version: Sequence[Any]) -> None:
         raise SetupError(
             "this is Python %d.%d, and the lab's packages need Python 3.11, 3.12 or 3.13: install "
             "one of them and start lab.py with it, for example: python3.12 lab.py run" % tuple(version[:2])
+        )
+
+
+def check_machine(system: str, machine: str) -> None:
+    """SetupError for a processor that the pinned packages are not built for."""
+    arm = machine.lower() in ("arm64", "aarch64")
+    if arm != (system == "Darwin"):
+        raise SetupError(
+            "this Python is made for %s %s, and the lab's packages are built for x86_64 Linux and Windows "
+            "and for Apple silicon: use such a machine, and on an M1 or later a Python for arm64 (brew "
+            "install python@3.12)" % (system, machine)
         )
 
 
@@ -137,8 +152,18 @@ def _has_base_python(venv: Path) -> bool:
     except OSError:
         return False
     known = dict(re.findall(r"^(\w+)\s*=\s*(.+?)\s*$", settings, re.MULTILINE))
-    base = known.get("executable") or known.get("home")  # uv names the folder only
-    return base is not None and Path(base).exists() and python_of(venv).exists()
+    home = known.get("home")  # not `executable`: Homebrew's names a patch release, which an upgrade removes
+    return home is not None and Path(home).exists() and python_of(venv).exists()
+
+
+def _was_moved(venv: Path) -> bool:
+    """Whether it was made in another place: its scripts still start what is, or was, there."""
+    try:
+        settings = (venv / "pyvenv.cfg").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    made = re.search(r"^command = .* -m venv (?:--\S+ )*(.+?)\s*$", settings, re.MULTILINE)  # 3.11 on
+    return made is not None and Path(made.group(1)).resolve() != venv
 
 
 # Installing
@@ -152,7 +177,8 @@ def install(root: Path, venv: Path, lock: str) -> None:
         stamp = wanted_stamp(root, lock)
         started = time.monotonic()
         # pip takes one lock's build of torch for another's, so each lock has a fresh start
-        if read_stamp(venv).get("lock", lock) != lock or not _starts(python_of(venv)):
+        other = read_stamp(venv).get("lock", lock) != lock
+        if other or _was_moved(venv) or not _starts(python_of(venv)):
             _create(venv)
         _write_stamp(venv, {"lock": lock})  # not ready, but begun
         _install_packages(root, venv, lock)
@@ -247,9 +273,11 @@ def torch_sources(lock: str, system: str, torch: str) -> List[List[str]]:
     plain = [torch]
     if lock not in TORCH_INDEX or (lock == "cpu" and system != "Linux"):
         return [["--no-deps", *plain]]
-    special = ["--no-deps", "--index-url", TORCH_INDEX[lock], "--retries", "0", "--timeout", "20"]
+    special = ["--no-deps", "--index-url", TORCH_INDEX[lock]]
+    if lock != "cpu":
+        return [special + plain]
     # The package index's Linux build does not even import without its CUDA packages.
-    return [special + plain, plain] if lock == "cpu" else [special + plain]
+    return [[*special, "--retries", "0", "--timeout", "20", *plain], plain]
 
 
 def _pip_first(venv: Path, attempts: List[List[str]], progress: "_Progress") -> None:
@@ -258,7 +286,10 @@ def _pip_first(venv: Path, attempts: List[List[str]], progress: "_Progress") -> 
         code, lines = _pip(venv, arguments, progress)
         if code == 0:
             return
-    raise SetupError("%s; the full log is %s" % (explain(lines), venv / LOG))
+    raise SetupError(
+        "%s; the full log is %s; `python -m finelab doctor` says what this machine lacks"
+        % (explain(lines), venv / LOG)
+    )
 
 
 def _pip(venv: Path, arguments: List[str], progress: "_Progress") -> Tuple[int, List[str]]:
@@ -290,6 +321,11 @@ def explain(lines: List[str]) -> str:
     text = "\n".join(lines)
     if NO_DISK.search(text):
         return "the disk is full: free some space and run the same command again"
+    if LONG_PATH.search(text):
+        return (
+            "a path is too long for Windows: put the lab into a shorter folder, or allow long paths in a "
+            "PowerShell of the administrator (%s)" % ALLOW_LONG_PATHS
+        )
     if NO_NETWORK.search(text):
         return "no network: pip cannot reach the package index (%s)" % _last_line(lines)
     return "pip could not install the packages (%s)" % _last_line(lines)
@@ -437,6 +473,7 @@ def main(arguments: List[str]) -> int:
         lock = lock_for(venv)
         if not is_ready(ROOT, venv, lock):
             check_python(sys.version_info)
+            check_machine(platform.system(), platform.machine())
             install(ROOT, venv, lock)
         return start(python_of(venv), arguments)
     except SetupError as error:

@@ -25,6 +25,7 @@ FULL_DISK = re.compile(  # the last one is torch's, which hides the system's rea
     r"No space left on device|Errno 28\b|WinError 112\b|Disk quota exceeded"
     r"|PytorchStreamWriter failed writing"
 )
+NO_DEVICE = "cannot find any torch accelerator"  # Unsloth, which does without one only where no card is
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SHOWN_LINES = 12
 ONE_REQUEST_S = 3.0  # a sweep's trial hears of one Ctrl-C twice: from the terminal, and from the sweep
@@ -150,6 +151,11 @@ def _explain(error: Exception, stage: str, cell: int, failed: Path) -> NoReturn:
     if FULL_DISK.search(trace):
         raise LabError(
             f"{stage}: the disk is full; free some space and run the same command again."
+        ) from error
+    if NO_DEVICE in error.evalue:
+        raise LabError(
+            f"{stage}: there is an NVIDIA card, and torch does not see it; `python lab.py doctor` says why. "
+            "CUDA_VISIBLE_DEVICES=-1 trains on the processor."
         ) from error
     if NO_MEMORY.search(f"{error.ename}: {error.evalue}"):
         raise LabError(

@@ -16,22 +16,24 @@ from typing import Any
 
 from finelab.errors import LabError
 
+SPAWN_CHUNKS = 8  # a worker's, from which on it is worth its start: importing takes it seconds
 _function: Callable[[Any], Any]
 
 
 def in_order(function: Callable[[Any], Any], chunks: Iterable[Any], workers: int) -> Iterator[Any]:
     """`function(chunk)` of every chunk, in the order of the chunks; LabError when a worker dies.
 
-    Two chunks a worker are under way at most, so memory stays flat however many there are. Fewer
-    chunks than workers are not worth a process. `function` is sent once to each worker.
+    Two chunks a worker are under way at most, so memory stays flat however many there are. Few chunks
+    are not worth a process. `function` is sent once to each worker.
     """
     chunks = iter(chunks)
-    first = list(itertools.islice(chunks, workers))
-    if workers == 1 or len(first) < workers:
+    # fork takes no time; macOS and Windows cannot fork safely and start a fresh interpreter
+    method, few = ("fork", workers) if sys.platform == "linux" else ("spawn", SPAWN_CHUNKS * workers)
+    first = list(itertools.islice(chunks, few))
+    if workers == 1 or len(first) < few:
         yield from map(function, itertools.chain(first, chunks))
         return
-    # fork takes no time; macOS and Windows cannot fork safely and start a fresh interpreter
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    context = multiprocessing.get_context(method)
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(function,))
     under_way: deque[tuple[Any, Future[Any]]] = deque()
     try:

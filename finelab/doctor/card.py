@@ -169,6 +169,22 @@ def spill(facts: Facts) -> Finding | None:
     )
 
 
+def publish_spill(facts: Facts) -> Finding | None:
+    """Notebook 04 loads 16 bit, which takes more of the card than training in 4 bit, hours later."""
+    card = used_card(facts)
+    if card is None or not card.memory_bytes or small_card(facts) or spill(facts):
+        return None
+    if (card.used_bytes or 0) + facts.publish_gpu_bytes <= card.memory_bytes:
+        return None
+    return Finding(
+        "warning",
+        f"notebook 04 needs at least {gib(facts.publish_gpu_bytes)} for {facts.recipe} in 16 bit, and "
+        f"{gib(card.memory_bytes - (card.used_bytes or 0))} of {card.name}'s {gib(card.memory_bytes)} are free",
+        "the training fits, and what follows it may not; before notebook 04 close what this lists",
+        "nvidia-smi",
+    )
+
+
 def several_cards(facts: Facts) -> Finding | None:
     """The lab uses one."""
     if len(facts.cards) < 2 or facts.visible_devices is not None:
@@ -201,5 +217,6 @@ RULES = (
     no_bfloat16,
     small_card,
     spill,
+    publish_spill,
     several_cards,
 )

@@ -65,6 +65,7 @@ class Facts:
     recipe: str
     session_hours: float | None
     needed_gpu_bytes: int
+    publish_gpu_bytes: int  # the least that notebook 04 takes
     needed_memory_bytes: int
     merge_bytes: int
     needed_run_bytes: int

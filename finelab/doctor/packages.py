@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath, PureWindowsPath
 
 from finelab.doctor.facts import Facts
@@ -13,13 +14,13 @@ STAMP = "finelab-lock.json"  # without it lab.py installs the lock again
 
 
 def no_runtime(facts: Facts) -> Finding | None:
-    """torch's libraries for Windows need Microsoft's."""
-    if "WinError 126" not in facts.torch_error:
+    """torch's libraries for Windows need Microsoft's: 126 where it is missing, 1114 where it is too old."""
+    if not re.search(r"WinError (126|1114)\b", facts.torch_error):
         return None
     return Finding(
         "stop",
         f"torch cannot load its libraries ({facts.torch_error})",
-        "nothing can be trained; what is missing is nearly always Microsoft's Visual C++ runtime",
+        "nothing can be trained; what is missing or too old is nearly always Microsoft's Visual C++ runtime",
         "winget install --id Microsoft.VCRedist.2015+.x64",
     )
 

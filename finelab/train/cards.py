@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import functools
+import re
 import statistics
 import tomllib
 from collections.abc import Sequence
@@ -131,12 +132,19 @@ def finetome() -> dict[str, Any]:
 def card_called(name: str) -> Card:
     """The card that `--gpu` names; LabError with the nearest names for one that is not there."""
     known = cards()
-    key = name.lower().replace(" ", "-").replace("_", "-").removeprefix("nvidia-")
-    if key in known:
-        return known[key]
-    near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+    asked = _spelt(name)
+    for key, card in known.items():
+        if asked in (key, _spelt(card.name)):
+            return card
+    near = difflib.get_close_matches(asked, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}."
     raise LabError(f"--gpu {name}: there is no such card; {hint} `--gpu list` shows them all.")
+
+
+def _spelt(name: str) -> str:
+    """A card's name as keys are spelt, without what its maker puts before it."""
+    words = re.split(r"[\s_-]+", name.strip().lower())
+    return "-".join(word for word in words if word not in ("nvidia", "geforce", "quadro", "tesla", "gpu"))
 
 
 def card_rate(card: Card, model_flops: float, measured: Sequence[Point] | None = None) -> CardRate:

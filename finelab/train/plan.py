@@ -242,7 +242,8 @@ def _peak(
 def _basis(rate: Rate | None, earlier: ledger.Correction, cloud: Sequence[Any]) -> list[str]:
     lines = [f"time: {rate.basis}"] if rate else []
     listed = cards.prices()
-    priced = [f"cost: list prices of {listed.provider}, {listed.date}"] if cloud else []
+    where = "on a card: these batches; `lab.py plan --gpu` counts the padding of those that were measured"
+    priced = [where, f"cost: list prices of {listed.provider}, {listed.date}"] if cloud else []
     return [*lines, *earlier.lines(), *priced]
 
 

@@ -90,6 +90,10 @@ def test_another_error_shows_its_end_its_cell_and_the_failed_copy(attempt, write
         ("raise MemoryError", "not enough memory in cell 1"),
         ("raise RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED')", "not enough memory in cell 1"),
         ("raise RuntimeError('Triton Error [CUDA]: out of memory')", "not enough memory in cell 1"),
+        (
+            "raise NotImplementedError('Unsloth cannot find any torch accelerator? You need a GPU.')",
+            "there is an NVIDIA card, and torch does not see it",
+        ),
         ("import os; os._exit(9)", "the kernel died in cell 1, most often for want of memory"),
     ],
 )

@@ -126,6 +126,11 @@ def test_the_cards_are_listed_with_what_is_known_of_them(lab):
     assert all(card["source"] for card in lab("--gpu", "list", "--json"))
 
 
+@pytest.mark.parametrize("name", ["RTX 4060", "NVIDIA GeForce RTX 4060", "rtx_4060"])
+def test_a_card_may_be_called_by_its_full_name(lab, name):
+    assert "GeForce RTX 4060" in lab("--recipe", "llama-3.2-1b", "--gpu", name)
+
+
 @pytest.mark.parametrize(
     "name, hint",
     [("rtx2060", "did you mean rtx-2060s"), ("t40", "did you mean t4"), ("abacus", "there are: ")],

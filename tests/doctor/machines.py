@@ -49,6 +49,7 @@ HEALTHY = Facts(
     recipe="llama-3.2-1b",
     session_hours=None,
     needed_gpu_bytes=3 * GB,
+    publish_gpu_bytes=4 * GB,
     needed_memory_bytes=0,
     merge_bytes=GB // 3,
     needed_run_bytes=3 * GB,

@@ -48,7 +48,7 @@ CASES = {
     "no_runtime": (
         replace(WINDOWS, torch=None, torch_cuda=None, **LAPTOP),
         {"torch_error": "[WinError 126] The specified module could not be found"},
-        {"torch_error": "No module named 'torch'"},
+        {"torch_error": "[WinError 11] An attempt was made to load a program with an incorrect format"},
     ),
     "broken_torch": (CPU, {"torch": None, "torch_error": "No module named 'torch'"}, {}),
     "bad_override": (HEALTHY, {"override_problem": "FINELAB_MACHINE: no setting 'x'."}, {}),
@@ -83,6 +83,7 @@ CASES = {
         {"cards": (replace(CARD, used_bytes=6 * GIB),)},
         {"cards": (replace(CARD, used_bytes=4 * GIB),)},
     ),
+    "publish_spill": (WINDOWS, {"publish_gpu_bytes": 8 * GIB}, {"publish_gpu_bytes": 7 * GIB}),
     "several_cards": (HEALTHY, {"cards": (CARD, CARD)}, {"cards": (CARD, CARD), "visible_devices": "0"}),
     "read_only_runs": (HEALTHY, {"runs_writable": False}, {}),
     "full_disk": (HEALTHY, {"runs_free_bytes": GB}, {"runs_free_bytes": 2 * GB}),

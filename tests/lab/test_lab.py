@@ -124,6 +124,21 @@ def test_torch_comes_as_the_build_for_the_machine():
 
 
 @pytest.mark.parametrize(
+    ("system", "machine"), [("Linux", "aarch64"), ("Darwin", "x86_64"), ("Windows", "ARM64")]
+)
+def test_a_processor_without_packages_is_told(system, machine):
+    with pytest.raises(lab.SetupError, match=f"made for {system} {machine}, and the lab's packages"):
+        lab.check_machine(system, machine)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"), [("Linux", "x86_64"), ("Darwin", "arm64"), ("Windows", "AMD64")]
+)
+def test_a_processor_with_packages_goes_on(system, machine):
+    lab.check_machine(system, machine)
+
+
+@pytest.mark.parametrize(
     ("line", "sentence"),
     [
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
@@ -131,6 +146,8 @@ def test_torch_comes_as_the_build_for_the_machine():
         ("WARNING: Retrying: NewConnectionError('<pip>: Failed to establish a new connection')",
          "no network"),
         ("ERROR: No matching distribution found for nonsense==1", "No matching distribution"),
+        ("HINT: This error might have occurred since this system does not have Windows Long Path support "
+         "enabled.", "shorter folder"),
     ],
 )  # fmt: skip
 def test_a_failed_pip_is_explained(line, sentence):
@@ -329,9 +346,35 @@ def test_an_environment_without_pip_is_made_anew(repository, installed):
 def test_an_environment_whose_base_python_is_gone_is_not_ready(repository, installed):
     settings = installed / "pyvenv.cfg"
     text = settings.read_text(encoding="utf-8")
-    base = Path(re.search(r"^executable = (.+)$", text, re.MULTILINE).group(1))
-    settings.write_text(text.replace(str(base), str(base.with_name("python3.0"))), encoding="utf-8")
+    settings.write_text(
+        re.sub(r"^home = .+$", "home = /gone/bin", text, flags=re.MULTILINE), encoding="utf-8"
+    )
     assert not lab.is_ready(repository, installed, "cpu")
+
+
+@pytest.mark.slow
+def test_a_base_python_that_was_upgraded_in_its_place_is_ready(repository, installed):
+    """Homebrew's link stays, and the patch release behind it goes."""
+    settings = installed / "pyvenv.cfg"
+    text = settings.read_text(encoding="utf-8")
+    gone = re.sub(r"^executable = .+$", "executable = /gone/3.12.1/bin/python", text, flags=re.MULTILINE)
+    settings.write_text(gone, encoding="utf-8")
+    assert lab.is_ready(repository, installed, "cpu")
+
+
+@pytest.mark.slow
+def test_an_environment_that_was_moved_is_made_anew(repository, installed, tmp_path):
+    """Its scripts name the place where they were made."""
+    moved = tmp_path / "another place" / "venv"
+    moved.parent.mkdir()
+    installed.rename(moved)
+    place = repository.rename(tmp_path / "another place" / "repository")
+    assert not lab.is_ready(place, moved, "cpu")
+    lab.install(place, moved, "cpu")
+    assert lab.is_ready(place, moved, "cpu")
+    pip = moved / ("Scripts/pip.exe" if os.name == "nt" else "bin/pip")
+    told = subprocess.run([str(pip), "--version"], capture_output=True, encoding="utf-8", check=True)
+    assert str(moved) in told.stdout
 
 
 @pytest.mark.parametrize("arguments", [["doctor"], ["--help"], ["run", "--help"]])
@@ -341,7 +384,7 @@ def test_another_python_runs_what_is_installed(tmp_path, monkeypatch, arguments)
     venv = tmp_path / "venv"
     lab.python_of(venv).parent.mkdir(parents=True)
     lab.python_of(venv).touch()
-    (venv / "pyvenv.cfg").write_text(f"executable = {sys.executable}\n", encoding="utf-8")
+    (venv / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).parent}\n", encoding="utf-8")
     (venv / lab.STAMP).write_text(json.dumps(environment), encoding="utf-8")
     started = []
     monkeypatch.setenv("FINELAB_VENV", str(venv))

@@ -18,6 +18,7 @@ from finelab.run import RUNS
 SAMPLE = 2000  # rows; the longest of them are as long as those of 100,000
 UNKNOWN = {
     "needed_gpu_bytes": 0,
+    "publish_gpu_bytes": 0,
     "needed_memory_bytes": 0,
     "merge_bytes": 0,
     "needed_run_bytes": 0,
@@ -66,6 +67,7 @@ def needs(recipe: Recipe, profile: Profile | None) -> dict[str, int]:
     base = plan.disk["base model"]
     return {
         "needed_gpu_bytes": plan.memory_needed_bytes if on_card else 0,
+        "publish_gpu_bytes": plan.publish_memory_bytes,
         "needed_memory_bytes": 0 if on_card else plan.memory_needed_bytes,
         "merge_bytes": plan.merge_memory_bytes,
         "needed_run_bytes": sum(plan.disk.values()) - base,
