@@ -76,7 +76,7 @@ class Manifest:
                 config = json.loads((self.folder / name).read_text(encoding="utf-8"))
                 config.pop("base_model_name_or_path", None)
                 digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-            if not _matches(name, DOCUMENTS):
+            if not is_document(name):
                 lines.append(f"{digest}  {name}\n")
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -122,6 +122,11 @@ def adapter_for_hub(run: Run) -> Path:
         config["base_model_name_or_path"] = run.recipe.publish.base_model
         write_json(stage / "adapter_config.json", config)
     return folder
+
+
+def is_document(name: str) -> bool:
+    """Whether a pushed file says something about the model, and is no part of it."""
+    return _matches(name, DOCUMENTS)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

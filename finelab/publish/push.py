@@ -24,7 +24,7 @@ from typing import Any
 from finelab.errors import LabError
 from finelab.files import sha256, staged
 from finelab.machine import require_free_space
-from finelab.publish.manifest import PUSHED_FILES, Manifest
+from finelab.publish.manifest import PUSHED_FILES, Manifest, is_document
 from finelab.publish.token import refused, shown
 from finelab.run import Run
 
@@ -111,24 +111,40 @@ class Changes:
         return f"to send to {self.repo_id}: {', '.join(self.names)}"
 
 
-def changes(files: Manifest, repo: Any, check: Any, private: bool) -> Changes:
+def changes(run: Run, files: Manifest, repo: Any, check: Any) -> Changes:
     """What a push has to send, from `repo_info` and from `verify_repo_checksums` at its head.
 
     LabError before anything is sent when the repository is public and should be private (`create_repo`
-    leaves one that exists as it is), or when it holds files of something else.
+    leaves one that exists as it is), or when it holds files of something else or another run's model.
     """
+    private = run.recipe.publish.private
     if private and not repo.private:
         raise LabError(
             f"{repo.id} is public and publish.private asks for a private one: make it private in its "
             "settings on the Hub, or say publish.private=false. Nothing was sent."
         )
+    if repo.private and not private:
+        print(f"{repo.id} stays private: publish.private=false makes a new repository public, no other one.")
     lacking, foreign = _differences(files, check)
     if foreign:
         raise LabError(
             f"{repo.id} holds files of something else ({', '.join(foreign)}): choose another "
             "publish.repo_name, or delete them on the Hub. Nothing was sent."
         )
+    replaced = [each["path"] for each in check.mismatches if not is_document(each["path"])]
+    if replaced and repo.sha not in _recorded_commits(run):
+        raise LabError(
+            f"{repo.id} holds another model, of commit {repo.sha[:7]}, which run {run.name} did not push "
+            f"({', '.join(replaced)}): give this one another name (--set publish.repo_name=...), or delete "
+            "that repository on the Hub to replace it. Nothing was sent."
+        )
     return Changes(repo.id, repo.sha, repo.private, files, tuple(lacking))
+
+
+def _recorded_commits(run: Run) -> set[str]:
+    """The last commit of each repository that this run has pushed."""
+    published = run.evidence().get("publish", {})
+    return {entry["commit"] for entry in (published, published.get("adapter", {})) if "commit" in entry}
 
 
 def record_push(run: Run, name: str, sent: Changes, commit: str, check: Any) -> None:

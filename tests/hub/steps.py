@@ -9,7 +9,6 @@ import random
 import sys
 from pathlib import Path
 
-from finelab.files import write_json
 from finelab.publish.manifest import Manifest, proven
 from finelab.publish.push import changes, hub, record_push
 from finelab.run import Run, open_run
@@ -43,18 +42,18 @@ def prove(run: Run) -> None:
         {"from": "base", "to": "adapter", "passed": True},
         {"from": "adapter", "to": "merged", "passed": True, "sha256": Manifest.of(run.merged).model_sha256},
     ]
-    write_json(run.folder / "evidence.json", {"identity": links})
+    run.record("identity", links)
 
 
-def push(run: Run, token: str | None, repo_name: str = "model", private: bool = True) -> str:
+def push(run: Run, token: str | None, repo_name: str = "model") -> str:
     """Push the merged model as the notebook does, and return the commit."""
     files = proven(run, "merged", run.merged)
     api = hub(run, token)
     repo_id = f"{api.whoami()['name']}/{repo_name}"
-    api.create_repo(repo_id=repo_id, private=private, exist_ok=True)
+    api.create_repo(repo_id=repo_id, private=run.recipe.publish.private, exist_ok=True)
     repo = api.repo_info(repo_id=repo_id)
     check = api.verify_repo_checksums(repo_id=repo_id, local_dir=files.folder, revision=repo.sha)
-    sent = changes(files, repo, check, private)
+    sent = changes(run, files, repo, check)
     print(sent)
     commit = api.create_commit(
         repo_id=repo_id, operations=sent, parent_commit=sent.head, commit_message="finelab: trial"

@@ -1,6 +1,7 @@
 import inspect
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -10,6 +11,7 @@ from finelab import LabError
 from finelab.files import write_json
 from finelab.publish.manifest import Manifest, adapter_for_hub, proven
 from finelab.publish.push import FolderHub, changes, hub, record_push
+from finelab.run import create_run
 from tests.hub.loopback import LoopbackHub, point_client_at
 from tests.hub.steps import is_whole, prove, push, write_model
 from tests.hub.store import Account
@@ -180,6 +182,63 @@ def test_the_adapters_repository_is_recorded_beside_the_merged_one(server, run):
     assert publish["adapter"]["repo_id"] == "local/adapter-repo"
 
 
+# --- what another push left there
+
+
+@pytest.fixture
+def another(server, run, tmp_path):
+    """A second run of the same recipe, after the first was pushed."""
+    push(run, server.token("alice"))
+    another = create_run(tmp_path / "another", run.recipe)
+    write_model(another.merged, seed=1)
+    prove(another)
+    return another
+
+
+def test_another_runs_model_is_not_replaced(server, run, another):
+    held = server.repo("alice/model").head.oid
+    said = (
+        rf"alice/model holds another model, of commit {held[:7]}, which run another did not push "
+        r"\(model\.safetensors\).*publish\.repo_name=.*delete that repository on the Hub to replace it"
+    )
+    with pytest.raises(LabError, match=said):
+        push(another, server.token("alice"))
+    assert is_whole(server, "alice/model", run)
+    push(another, server.token("alice"), "another-name")
+    assert is_whole(server, "alice/another-name", another)
+
+
+def test_a_repository_that_was_deleted_is_replaced(server, another):
+    del server.store.repos["alice/model"]
+    push(another, server.token("alice"))
+    assert is_whole(server, "alice/model", another)
+
+
+def test_a_push_that_ended_before_it_was_recorded_goes_on(server, run):
+    commit = push(run, server.token("alice"))
+    (run.folder / "evidence.json").unlink()
+    prove(run)
+    assert push(run, server.token("alice")) == commit == run.evidence()["publish"]["commit"]
+
+
+def test_a_run_replaces_its_own_model(server, run):
+    push(run, server.token("alice"))
+    write_model(run.merged, seed=1)
+    prove(run)
+    push(run, server.token("alice"))
+    assert is_whole(server, "alice/model", run)
+
+
+def test_a_run_that_asks_for_a_public_repository_is_told_that_an_older_one_stays_private(server, run, capsys):
+    push(run, server.token("alice"))
+    public = replace(run.recipe, publish=replace(run.recipe.publish, private=False))
+    push(replace(run, recipe=public), server.token("alice"))
+    assert "alice/model stays private: publish.private=false makes a new" in capsys.readouterr().out
+    push(replace(run, recipe=public), server.token("alice"), "new")
+    assert not server.repo("alice/new").private
+    assert "stays private" not in capsys.readouterr().out
+
+
 # --- what is not recorded
 
 
@@ -188,7 +247,7 @@ def changes_of(run, name="model"):
     api, files = FolderHub(run.folder / "pushed"), proven(run, "merged", run.merged)
     repo = api.repo_info(repo_id=f"local/{name}")
     check = api.verify_repo_checksums(repo_id=repo.id, local_dir=run.merged, revision=repo.sha)
-    sent = changes(files, repo, check, private=True)
+    sent = changes(run, files, repo, check)
     api.create_commit(repo_id=repo.id, operations=sent, parent_commit=sent.head, commit_message="x")
     return sent
 
