@@ -2,13 +2,16 @@
 
 Turns in a column `conversations`, `conversation` or `messages`: ShareGPT (`from`/`value`) or messages
 (`role`/`content`), also mixed, also as the JSON text that a csv file holds. One question and one
-answer in columns of their own: `prompt`/`completion`, `question`/`answer`, Alpaca, Dolly. Tool calls
-as OpenAI writes them, as bare objects, or as the text of a `function_call` turn.
+answer in columns of their own: `prompt`/`completion`, `question`/`answer`, Alpaca, Dolly. Columns may be
+written in capitals. Tool calls as OpenAI writes them, as bare objects, or as the text of a `function_call`
+turn.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any
 
 from finelab.data.conversation import Message
@@ -32,9 +35,13 @@ PAIRS = (
     ("instruction", "context", "response"),  # Dolly
     ("question", None, "answer"),
     ("question", None, "response"),  # OpenOrca
+    ("input", None, "output"),
 )
 MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
 MEDIA = ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url")
+# What `str` makes of a list of turns, as pandas writes it into a csv file.
+PYTHON = re.compile(r"\s*\[\s*\{\s*'(?:role|from|content|value)'\s*:.*\]\s*", re.DOTALL)
+NAMED = 8  # columns that a reason names
 
 
 class Unusable(Exception):
@@ -49,34 +56,57 @@ def to_messages(row: Any) -> tuple[list[Message], list[dict[str, Any]] | None]:
     """
     if not isinstance(row, dict):
         raise Unusable("row is not an object")
+    row = by_name(row)
     for column in MEDIA_COLUMNS:
         if row.get(column):
             raise Unusable(f"the column {column} is filled, and only text can be learned")
     messages = _conversation(row)
-    system = _first(row, "system", "system_prompt")
-    if isinstance(system, str) and system.strip() and _message("system", system) != messages[0]:
+    systems = [row.get("system"), row.get("system_prompt")]
+    system = next((text for text in systems if isinstance(text, str) and text.strip()), None)
+    if system and _message("system", system) != messages[0]:
         messages = [_message("system", system), *messages]
     return messages, _tools(row.get("tools")) or _tools(row.get("functions"))
+
+
+def by_name(row: dict[str, Any]) -> dict[str, Any]:
+    """The row's columns by name in small letters, without those that hold NaN, pandas' word for nothing."""
+    small = {name.strip().lower(): value for name, value in row.items()}
+    small |= {name: value for name, value in row.items() if name in small}  # written so, it comes first
+    return {name: value for name, value in small.items() if not _is_nan(value)}
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _conversation(row: dict[str, Any]) -> list[Message]:
     for column in COLUMNS:
         if _is_filled(turns := row.get(column)):
+            _refuse_python(turns, column)
             return _turns(_parsed(turns, "conversation is not JSON"))
     for question, context, answer in PAIRS:
-        asked = [row.get(column) for column in (question, context) if column]
-        asked = [text for text in asked if _is_filled(text)]
+        columns = [column for column in (question, context) if column and _is_filled(row.get(column))]
+        asked = {column: row[column] for column in columns}
         if question in row and asked and _is_filled(row.get(answer)):
-            return [*_history(row.get("history")), *_asked(asked), *_side(row[answer], "assistant")]
+            return [*_history(row.get("history")), *_asked(asked), *_side(row[answer], answer, "assistant")]
     for question, _, _ in PAIRS:
         if _is_filled(row.get(question)):
             raise Unusable(f"{question} without an answer")
-    raise Unusable("no conversation column")
+    filled = [repr(column[:40]) for column in row if _is_filled(row[column])]
+    if not filled:
+        raise Unusable("no column is filled")
+    more = ", ..." if len(filled) > NAMED else ""
+    raise Unusable(f"no conversation column among: {', '.join(filled[:NAMED])}{more}")
 
 
 def _is_filled(value: Any) -> bool:
-    """Whether there is something in the column: Arrow and csv fill what a row lacks with null or ""."""
-    return value is not None and value != ""
+    """Whether there is something in the column: what a row lacks is null in Arrow, "" in csv, or []."""
+    return value is not None and value not in ("", [])
+
+
+def _refuse_python(value: Any, column: str) -> None:
+    if isinstance(value, str) and PYTHON.fullmatch(value):
+        raise Unusable(f"{column} holds turns written by Python, not JSON; save as .jsonl or .parquet")
 
 
 def _first(mapping: dict[str, Any], *keys: str) -> Any:
@@ -124,21 +154,45 @@ def _role(role: Any) -> str:
         raise Unusable("turn without from or role")
     if not isinstance(role, str):
         raise Unusable("role is not text")
-    known = ROLES.get(role) or ROLES.get(role.strip().lower())
+    known = ROLES.get(role) or ROLES.get(role.strip().lower().replace("-", "_"))
     if known is None:
         raise Unusable(f"role {role[:40]!r} is not known")
     return known
 
 
-def _asked(asked: list[Any]) -> list[Message]:
-    """The question with what belongs to it; a prompt may be turns of its own."""
+def _asked(asked: dict[str, Any]) -> list[Message]:
+    """The question with what belongs to it, by their columns; a prompt may be turns of its own."""
     if len(asked) == 1:
-        return _side(asked[0], "user")
-    return [_message("user", "\n\n".join(_text(each) for each in asked))]
+        [(column, side)] = asked.items()
+        return _side(side, column, "user")
+    return [_message("user", "\n\n".join(_text(each) for each in asked.values()))]
 
 
-def _side(side: Any, role: str) -> list[Message]:
-    return _turns(side) if isinstance(side, list) else [_message(role, _text(side))]
+def _side(side: Any, column: str, role: str) -> list[Message]:
+    """The turns of one side, also as the JSON text that a csv file holds, or its text as one turn."""
+    if isinstance(side, (int, float)):
+        raise Unusable(f"{column} is a number, not text")
+    _refuse_python(side, column)
+    turns = _written_turns(side) if isinstance(side, str) else side
+    return _turns(turns) if isinstance(turns, list) else [_message(role, _text(side))]
+
+
+def _written_turns(text: str) -> Any:
+    """The turns that a text is JSON of; None for any other text, also for JSON of other things."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        turns = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return turns if turns and all(_is_turn(each) for each in turns) else None
+
+
+def _is_turn(value: Any) -> bool:
+    keys = value.keys() if isinstance(value, dict) else ()
+    return any(key in keys for key in ("role", "from")) and any(
+        key in keys for key in ("content", "value", "tool_calls")
+    )
 
 
 def _history(history: Any) -> list[Message]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finelab.data.conversation import Conversation, Message, content_id
-from finelab.data.dialects import Unusable, to_messages
+from finelab.data.dialects import Unusable, by_name, to_messages
 
 if TYPE_CHECKING:
     from finelab.data.read import Row
@@ -156,11 +156,12 @@ def _conversation(row: Row, control: re.Pattern[str], tool_calls: bool, repairs:
             tools = None
     messages = _repaired(messages, repairs)
     _check_order(messages, FOLLOWING if tool_calls else FOLLOWING | {"a": "ut"})
+    columns = by_name(row.value)
     return Conversation(
         id=content_id(messages, tools),
         messages=messages,
-        source=_source(row.value.get("source")),
-        score=_score(row.value.get("score")),
+        source=_source(columns.get("source")),
+        score=_score(columns.get("score")),
         number=row.number,
         tools=tools,
     )

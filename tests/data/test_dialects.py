@@ -76,6 +76,17 @@ TURNS = {
         [{"role": "system", "content": "q"}, *QA],
     ),
     "a blank system column": ({"system": " ", "messages": QA}, QA),
+    "a blank system column beside one that is filled": (
+        {"system": "", "system_prompt": "s", "messages": QA},
+        [S, *QA],
+    ),
+    "an empty list before the column that is used": ({"conversations": [], "messages": QA}, QA),
+    "NaN in what a row lacks, as pandas has it": (
+        {"conversations": float("nan"), "messages": QA, "tools": float("nan"), "images": float("nan")},
+        QA,
+    ),
+    "a column in capitals": ({" Messages": QA}, QA),
+    "a column written twice": ({"messages": QA, "Messages": 2}, QA),
     "a system column that is no text": ({"system": True, "messages": QA}, QA),
     "text parts": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in "pq"]}, A]},
@@ -96,6 +107,22 @@ PAIRS = {
     "prompt and completion": ({"prompt": "q", "completion": "a"}, QA),
     "prompt and completion as turns": ({"prompt": [Q], "completion": [A]}, QA),
     "a prompt of many turns and a text": ({"prompt": [S, Q], "completion": "a"}, [S, *QA]),
+    "prompt and completion as turns in JSON text": ({"prompt": f" {csv([Q])}\n", "completion": csv([A])}, QA),
+    "prompt and completion as ShareGPT in JSON text": ({"prompt": csv(FROM[:1]), "completion": "a"}, QA),
+    "JSON text of other things": (
+        {"prompt": "q", "completion": '[{"from": "Kyiv", "to": "Lviv"}]'},
+        [Q, {"role": "assistant", "content": '[{"from": "Kyiv", "to": "Lviv"}]'}],
+    ),
+    "text that only begins as turns": (
+        {"prompt": '[{"role": "user", "content": "x"}] and?', "completion": "[] or [{}"},
+        [
+            {"role": "user", "content": '[{"role": "user", "content": "x"}] and?'},
+            {"role": "assistant", "content": "[] or [{}"},
+        ],
+    ),
+    "input and output": ({"input": "q", "output": "a"}, QA),
+    "columns in capitals": ({"Prompt": "q", "Response ": "a"}, QA),
+    "Alpaca with NaN for an input": ({"instruction": "q", "input": float("nan"), "output": "a"}, QA),
     "prompt and response": ({"prompt": "q", "response": "a"}, QA),
     "question and answer": ({"question": "q", "answer": "a"}, QA),
     "OpenOrca": ({"id": "x", "system_prompt": "s", "question": "q", "response": "a"}, [S, *QA]),
@@ -244,7 +271,7 @@ def test_a_conversation_in_any_form_is_the_same_messages(row, messages):
 def test_a_role_is_known_by_every_name(key, alias, role):
     content = '{"name": "f", "arguments": "{}"}' if role == "function_call" else "text"
     expected = calling(("f", {})) if role == "function_call" else {"role": role, "content": "text"}
-    for spelled in (alias, alias.upper(), f" {alias.title()}\n"):
+    for spelled in (alias, alias.upper(), f" {alias.title()}\n", alias.replace("_", "-")):
         assert to_messages({"messages": [{key: spelled, "content": content}]}) == ([expected], None)
 
 

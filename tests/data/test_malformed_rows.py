@@ -35,9 +35,14 @@ def called(arguments):
     return {"messages": [USER, calling({"name": "f", "arguments": arguments})]}
 
 
+def no_column(*names):
+    return f"no conversation column among: {', '.join(map(repr, names))}"
+
+
 NOT_TEXT = "content is not text"
 NO_ANSWER = "no answer to a question"
-NO_COLUMN = "no conversation column"
+UNFILLED = "no column is filled"
+PYTHON = "holds turns written by Python, not JSON; save as .jsonl or .parquet"
 NOT_ARGUMENTS = "tool call arguments are not a JSON object"
 
 DROPPED = {
@@ -50,13 +55,19 @@ DROPPED = {
     "a string of JSON": (json.dumps({"messages": [USER, GPT]}), "row is not an object"),
     "nested lists": ([[["a"]]], "row is not an object"),
     "a bare list of turns": ([USER, GPT], "row is not an object"),
-    "an empty object": ({}, NO_COLUMN),
-    "a text column": ({"text": "<|im_start|>user\nq<|im_end|>"}, NO_COLUMN),
-    "a misspelt column": ({"Conversations": [USER, GPT]}, NO_COLUMN),
+    "an empty object": ({}, UNFILLED),
+    "a text column": ({"text": "<|im_start|>user\nq<|im_end|>"}, no_column("text")),
+    "a misspelt column": ({"Conversation s": [USER, GPT]}, no_column("conversation s")),
+    "a column that is not printable": ({"\ud800": "q"}, "no conversation column among: '\\ud800'"),
+    "more columns than are named": (
+        {f"{n}" * 50: "q" for n in range(9)},
+        no_column(*(f"{n}" * 40 for n in range(8))) + ", ...",
+    ),
     # no turns
-    "turns null": ({"conversations": None}, NO_COLUMN),
-    "turns blank": ({"messages": ""}, NO_COLUMN),
-    "turns an empty list": ({"conversations": []}, "empty conversation"),
+    "turns null": ({"conversations": None}, UNFILLED),
+    "turns blank": ({"messages": ""}, UNFILLED),
+    "turns an empty list": ({"conversations": []}, UNFILLED),
+    "turns NaN": ({"conversations": float("nan"), "text": "q"}, no_column("text")),
     "turns an empty list, as text": ({"conversations": "[]"}, "empty conversation"),
     "turns a number": ({"conversations": 7}, "conversation is not a list"),
     "turns false": ({"messages": False}, "conversation is not a list"),
@@ -64,7 +75,7 @@ DROPPED = {
     "turns an object, as text": ({"conversations": '{"from": "human"}'}, "conversation is not a list"),
     "turns plain text": ({"conversations": "hello"}, "conversation is not JSON"),
     "turns text that breaks off": ({"conversations": '[{"from": "human"'}, "conversation is not JSON"),
-    "turns as Python writes them": ({"conversations": str([USER, GPT])}, "conversation is not JSON"),
+    "turns as Python writes them": ({"conversations": str([USER, GPT])}, f"conversations {PYTHON}"),
     "turns text of a thousand brackets": ({"messages": "[" * 100_000}, "conversation is not JSON"),
     "a turn that is null": ({"conversations": [USER, None]}, "turn is not an object"),
     "a turn that is text": ({"conversations": ["q", "a"]}, "turn is not an object"),
@@ -161,8 +172,8 @@ DROPPED = {
     "a prompt alone": ({"prompt": "q"}, "prompt without an answer"),
     "a prompt with choices": ({"prompt": "q", "chosen": "a", "rejected": "b"}, "prompt without an answer"),
     "a completion null": ({"prompt": "q", "completion": None}, "prompt without an answer"),
-    "a completion alone": ({"completion": "a"}, NO_COLUMN),
-    "a completion without turns": ({"prompt": "q", "completion": []}, "empty conversation"),
+    "a completion alone": ({"completion": "a"}, no_column("completion")),
+    "a completion without turns": ({"prompt": "q", "completion": []}, "prompt without an answer"),
     "a completion that is an object": ({"prompt": "q", "completion": GPT}, NOT_TEXT),
     "an Alpaca output null": (
         {"instruction": "q", "input": "", "output": None},
@@ -171,16 +182,33 @@ DROPPED = {
     "an Alpaca output blank": ({"instruction": "q", "output": ""}, "instruction without an answer"),
     "an Alpaca output of white space": ({"instruction": "q", "output": " "}, NO_ANSWER),
     "an Alpaca input that is a number": ({"instruction": "q", "input": 3, "output": "a"}, NOT_TEXT),
-    "an input without an instruction": ({"input": "q", "output": "a"}, NO_COLUMN),
-    "an Alpaca row without a question": ({"instruction": None, "input": "", "output": "a"}, NO_COLUMN),
+    "an Alpaca row without a question": (
+        {"instruction": None, "input": "", "output": "a"},
+        no_column("output"),
+    ),
     "a history that is text": ({"instruction": "q", "output": "a", "history": "x"}, "history is not JSON"),
     "a history of triples": (
         {"instruction": "q", "output": "a", "history": [["q", "a", "b"]]},
         "history is not a list of pairs",
     ),
     "a history of numbers": ({"instruction": "q", "output": "a", "history": [[1, 2]]}, NOT_TEXT),
-    "a Dolly response that is a number": ({"instruction": "q", "context": "", "response": 7}, NOT_TEXT),
-    "an answer that is an index": ({"question": "q", "choices": ["a", "b"], "answer": 1}, NOT_TEXT),
+    "a Dolly response that is a number": (
+        {"instruction": "q", "context": "", "response": 7},
+        "response is a number, not text",
+    ),
+    "an answer that is an index": (
+        {"question": "q", "choices": ["a", "b"], "answer": 1},
+        "answer is a number, not text",
+    ),
+    "a prompt that is a number": ({"prompt": 0, "completion": "a"}, "prompt is a number, not text"),
+    "a prompt of turns as Python writes them": (
+        {"prompt": str([USER]), "completion": json.dumps([GPT])},
+        f"prompt {PYTHON}",
+    ),
+    "a completion of turns as numpy writes them": (
+        {"prompt": "q", "completion": "[{'content': 'a', 'role': 'assistant'}\n {'content': 'b'}]\n"},
+        f"completion {PYTHON}",
+    ),
     # tools
     "arguments that are not JSON": (called("x=1"), NOT_ARGUMENTS),
     "arguments that break off": (called('{"x": 1'), NOT_ARGUMENTS),

@@ -52,7 +52,7 @@ def test_the_numbers_add_up_and_every_row_is_somewhere(prepared, write_rows, pre
     assert (report["rows_in"], report["rows_usable"], report["rows_kept"]) == (206, 203, 200)
     assert report["dropped"] == {
         "no answer to a question": 1,
-        "no conversation column": 1,
+        "no conversation column among: 'text'": 1,
         "duplicate of another row": 3,
         "first answer longer than max_seq_length": 1,
     }

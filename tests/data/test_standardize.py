@@ -265,7 +265,7 @@ def test_without_tool_calls_any_answer_may_be_followed_by_a_result():
 def test_a_row_that_cannot_be_saved_is_dropped_with_number_reason_and_value():
     row = {"text": "hello"}
     result = run([GOOD, row, GOOD])
-    assert result.dropped == [(2, "no conversation column", row)]
+    assert result.dropped == [(2, "no conversation column among: 'text'", row)]
     assert [each.number for each in result.conversations] == [1, 3]
     assert result.rows_in == 3
 
