@@ -66,8 +66,9 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """One sitting of a run: see `train_on_volume.sitting`."""
     from train_on_volume import sitting
 
+    volume.reload()  # what another container has written since this one began
     try:
-        return sitting(job, volume.commit)
+        return sitting(job, modal.current_input_id(), volume.commit)
     finally:
         volume.commit()
 

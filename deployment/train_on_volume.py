@@ -22,6 +22,7 @@ from typing import Any
 RUNS = Path(os.environ.get("FINELAB_RUNS", "/runs"))
 ACCOUNT = "modal.json"  # in the run's folder: every sitting's seconds, and what an hour costs
 TICK_S = 30.0  # so often the account is written and the volume told to keep what is there
+SILENT_S = 2.5 * TICK_S  # a container that did not write for so long has died
 LEAST_S = 600  # a shorter sitting would load the model and do nothing
 MARGIN_S = 360  # to load the model, measure the held-out rows, and save at the end
 SAVE_S = 25  # Modal gives 30 s when it takes a container back
@@ -30,9 +31,10 @@ FINELAB = (sys.executable, "-m", "finelab")
 OUTCOME = ("evidence.json", "heldout_losses.json", "failed.json", "pruned.json", "notebooks/03_train.ipynb")
 
 
-def sitting(job: dict[str, Any], commit: Callable[[], None]) -> dict[str, Any]:
+def sitting(job: dict[str, Any], input_id: str | None, commit: Callable[[], None]) -> dict[str, Any]:
     """Train `job["run"]` for `job["hours"]` or until `job["spend_usd"]` is spent, from where it is.
 
+    `input_id` is Modal's name of the call, the same in a container that follows one which was taken back.
     Gives {"state": "finished", "stopped" (call again), "spent", or "failed"; "said", "seconds", "usd"} of the
     whole run, every sitting counted.
     """
@@ -41,11 +43,13 @@ def sitting(job: dict[str, Any], commit: Callable[[], None]) -> dict[str, Any]:
 
     began = time.monotonic()
     try:
-        run, before = job_run(job, job["hours"]), account(job["run"])
+        before = account(job["run"])
+        require_alone(job["run"], before, input_id)
+        run = job_run(job, job["hours"])
         left_s = min(job["hours"] * 3600, (job["spend_usd"] - usd(before)) / job["usd_per_hour"] * 3600)
         if left_s < LEAST_S:
             return result("spent", f"the limit of ${job['spend_usd']:.2f} is reached", before)
-        with accounting(run, before, job["usd_per_hour"], commit):
+        with accounting(run, before, job["usd_per_hour"], input_id, commit):
             code, said = follow([*FINELAB, "run", "--run", run.name, "--stages", "data"])
             if not code:
                 job_run(job, (left_s - (time.monotonic() - began) - MARGIN_S) / 3600)
@@ -77,18 +81,32 @@ def job_run(job: dict[str, Any], hours: float) -> Any:
     return create_run(path.parent, recipe.override(recipe.load_preset(job["recipe"]), job["changes"] + sat))
 
 
-def account(name: str) -> list[dict[str, float]]:
-    """The sittings so far."""
+def require_alone(name: str, sittings: list[dict[str, Any]], input_id: str | None) -> None:
+    """LabError while a container of another call trains the run; a lock does not hold between containers."""
+    last = sittings[-1] if sittings else {}
+    silent_s = max(0.0, time.time() - last.get("at", 0))
+    if last.get("ended", True) or last["input"] == input_id or silent_s > SILENT_S:
+        return
+    from finelab.errors import LabError
+
+    raise LabError(
+        f"another container trains run {name!r} (it wrote {silent_s:.0f} s ago); wait for it, or ask again "
+        f"in {SILENT_S - silent_s:.0f} s."
+    )
+
+
+def account(name: str) -> list[dict[str, Any]]:
+    """The sittings so far, each with seconds, price, call, when that was written, and whether it ended."""
     path = RUNS / name / ACCOUNT
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def usd(sittings: list[dict[str, float]]) -> float:
+def usd(sittings: list[dict[str, Any]]) -> float:
     """What sittings cost."""
     return sum(each["seconds"] / 3600 * each["usd_per_hour"] for each in sittings)
 
 
-def result(state: str, said: str, sittings: list[dict[str, float]]) -> dict[str, Any]:
+def result(state: str, said: str, sittings: list[dict[str, Any]]) -> dict[str, Any]:
     """What a sitting gives back."""
     seconds = sum(each["seconds"] for each in sittings)
     return {"state": state, "said": said, "seconds": seconds, "usd": usd(sittings)}
@@ -96,15 +114,21 @@ def result(state: str, said: str, sittings: list[dict[str, float]]) -> dict[str,
 
 @contextlib.contextmanager
 def accounting(
-    run: Any, before: list[dict[str, float]], usd_per_hour: float, commit: Callable[[], None]
+    run: Any,
+    before: list[dict[str, Any]],
+    usd_per_hour: float,
+    input_id: str | None,
+    commit: Callable[[], None],
 ) -> Iterator[None]:
     """Write down what this sitting costs while it lasts, so that one that is killed is counted too."""
     from finelab.files import write_json
 
     began, ended = time.monotonic(), threading.Event()
+    sat: dict[str, Any] = {"usd_per_hour": usd_per_hour, "input": input_id}
 
     def write() -> None:
-        sat = {"seconds": round(time.monotonic() - began, 1), "usd_per_hour": usd_per_hour}
+        sat["seconds"] = round(time.monotonic() - began, 1)
+        sat["at"], sat["ended"] = round(time.time(), 1), ended.is_set()
         write_json(run.folder / ACCOUNT, [*before, sat])
         try:
             commit()

@@ -237,6 +237,10 @@ class Servicer(ModalClientBase):
         return api_pb2.VolumeCommitResponse(skip_reload=True)
 
     @respond
+    async def VolumeReload(self, _):
+        return Empty()
+
+    @respond
     async def ImageGetOrCreate(self, request):
         bases = [base.image_id for base in request.image.base_images]
         image_id = self.new_id("im")

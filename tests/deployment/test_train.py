@@ -71,6 +71,7 @@ def test_a_run_whose_container_is_taken_back_goes_on_in_another(modal):
     assert (run / "adapter" / "adapter_model.safetensors").exists()
     killed, last = json.loads((run / "modal.json").read_text("utf-8"))
     assert killed["usd_per_hour"] == 0.7992 and last["seconds"] > 1
+    assert killed["input"] == last["input"] and (killed["ended"], last["ended"]) == (False, True)
 
     asked = modal.functions["train"]
     assert (asked.resources.gpu_config.gpu_type, asked.resources.gpu_config.count) == ("L4", 1)
@@ -253,18 +254,19 @@ def sit(script, tmp_path, monkeypatch):
     monkeypatch.setattr("finelab.run.RUNS", tmp_path)
     here = script("train_on_volume")
 
-    def call(*answers, spent_s=0, **changes):
+    def call(*answers, spent_s=0, input_id="in-1", **changes):
         commands, commits, left = [], [], list(answers)
 
         def follow(command):
             commands.append(command)
-            return left.pop(0)
+            answer = left.pop(0)
+            return answer() if callable(answer) else answer
 
         monkeypatch.setattr(here, "follow", follow)
         if spent_s:
             sat = [{"seconds": spent_s, "usd_per_hour": 3.0}]
             (tmp_path / "mine" / "modal.json").write_text(json.dumps(sat), encoding="utf-8")
-        done = here.sitting(JOB | changes, lambda: commits.append(1))
+        done = here.sitting(JOB | changes, input_id, lambda: commits.append(1))
         return done, commands, len(commits)
 
     return call
@@ -318,6 +320,45 @@ def test_when_the_money_is_spent_nothing_runs(sit, tmp_path):
     assert done["said"] == "the limit of $10.00 is reached"
 
 
+def test_a_run_is_trained_by_one_container_at_a_time(sit, tmp_path):
+    """A second call while the first one trains, and one after it."""
+    refused = []
+
+    def meanwhile():
+        refused.append(sit(input_id="in-2", hours=5.0))
+        return DONE
+
+    assert sit(DONE, meanwhile)[0]["state"] == "finished"
+    ((done, commands, _),) = refused
+    assert (done["state"], commands) == ("failed", [])
+    assert re.fullmatch(
+        r"another container trains run 'mine' \(it wrote \d s ago\); wait for it, or ask again in \d+ s\.",
+        done["said"],
+    )
+    assert hours_in(tmp_path) < 2  # the one that trains goes by its recipe
+    assert sit(DONE, DONE, input_id="in-2")[0]["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("last", "commands"),
+    [
+        ({"input": "in-2", "ago_s": 10, "ended": False}, 0),
+        ({"input": "in-2", "ago_s": 80, "ended": False}, 2),
+        ({"input": "in-2", "ago_s": 10, "ended": True}, 2),
+        ({"input": "in-1", "ago_s": 10, "ended": False}, 2),
+        ({}, 2),
+    ],
+    ids=["at work", "died", "ended", "taken back", "written by an older lab"],
+)
+def test_who_was_there_before_decides_whether_a_call_may_train(sit, tmp_path, last, commands):
+    if last:
+        last["at"] = time.time() - last.pop("ago_s")
+    entry = {"seconds": 60.0, "usd_per_hour": 3.0} | last
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "modal.json").write_text(json.dumps([entry]), encoding="utf-8")
+    assert len(sit(DONE, DONE)[1]) == commands
+
+
 def test_another_recipe_under_the_same_name_is_refused(sit):
     sit(DONE, DONE)
     done, commands, _ = sit(changes=["data.limit=41"])
@@ -347,7 +388,7 @@ def test_a_volume_that_cannot_be_committed_for_a_while_keeps_the_account_all_the
         if len(asked) < 10:
             raise RuntimeError("504 from Modal")
 
-    with here.accounting(run, [], 3.0, commit):
+    with here.accounting(run, [], 3.0, "in-1", commit):
         assert enough.wait(60)
     assert asked[-1] > asked[0] == 0.0
     said = capsys.readouterr().out
