@@ -24,8 +24,8 @@ ACCOUNT = "modal.json"  # in the run's folder: every sitting's seconds, and what
 TICK_S = 30.0  # so often the account is written and the volume told to keep what is there
 SILENT_S = 2.5 * TICK_S  # a container that did not write for so long has died
 LEAST_S = 600  # a shorter sitting would load the model and do nothing
-MARGIN_S = 360  # to load the model, measure the held-out rows, and save at the end
-SAVE_S = 25  # Modal gives 30 s when it takes a container back
+MARGIN_S = 330  # to load the model, measure the held-out rows, and save at the end
+SAVE_S = 25  # for a save that was not planned; Modal gives 30 s when it takes a container back
 TOLD = "finelab: "
 FINELAB = (sys.executable, "-m", "finelab")
 OUTCOME = ("evidence.json", "heldout_losses.json", "failed.json", "pruned.json", "notebooks/03_train.ipynb")
@@ -49,15 +49,17 @@ def sitting(job: dict[str, Any], input_id: str | None, commit: Callable[[], None
         left_s = min(job["hours"] * 3600, (job["spend_usd"] - usd(before)) / job["usd_per_hour"] * 3600)
         if left_s < LEAST_S:
             return result("spent", f"the limit of ${job['spend_usd']:.2f} is reached", before)
+        ends = began + left_s - SAVE_S
         with accounting(run, before, job["usd_per_hour"], input_id, commit):
-            code, said = follow([*FINELAB, "run", "--run", run.name, "--stages", "data"])
+            code, said = follow([*FINELAB, "run", "--run", run.name, "--stages", "data"], ends)
             if not code:
-                job_run(job, (left_s - (time.monotonic() - began) - MARGIN_S) / 3600)
-                code, said = follow(training(run.name, job["gpus"]))
+                job_run(job, (ends - time.monotonic() - MARGIN_S) / 3600)
+                code, said = follow(training(run.name, job["gpus"]), ends)
     except LabError as error:
         return result("failed", str(error), account(job["run"]))
-    state = "failed" if code else "finished"
-    return result("stopped" if GO_ON in said else state, said, account(job["run"]))
+    stopped = GO_ON in said or (code and time.monotonic() >= ends)
+    state = "stopped" if stopped else "failed" if code else "finished"
+    return result(state, said, account(job["run"]))
 
 
 def training(name: str, gpus: int) -> list[str]:
@@ -150,16 +152,18 @@ def accounting(
         write()
 
 
-def follow(command: list[str]) -> tuple[int, str]:
+def follow(command: list[str], ends: float) -> tuple[int, str]:
     """Run a command and show what it says: its exit code, and its last line, or the lab's own last one.
 
-    When the container is taken back, the command may save first.
+    At `ends` (of time.monotonic), or when the container is taken back, the command may save and stop.
     """
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert child.stdout is not None
+    timer = threading.Timer(ends - time.monotonic(), child.send_signal, [signal.SIGINT])
+    timer.start()
     said = ""
     try:
         for line in child.stdout:
@@ -173,6 +177,7 @@ def follow(command: list[str]) -> tuple[int, str]:
             child.wait(SAVE_S)
         raise
     finally:
+        timer.cancel()
         child.kill()
 
 

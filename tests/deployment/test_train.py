@@ -257,7 +257,7 @@ def sit(script, tmp_path, monkeypatch):
     def call(*answers, spent_s=0, input_id="in-1", **changes):
         commands, commits, left = [], [], list(answers)
 
-        def follow(command):
+        def follow(command, ends):
             commands.append(command)
             answer = left.pop(0)
             return answer() if callable(answer) else answer
@@ -359,6 +359,20 @@ def test_who_was_there_before_decides_whether_a_call_may_train(sit, tmp_path, la
     assert len(sit(DONE, DONE)[1]) == commands
 
 
+@on_linux
+def test_when_the_limit_is_reached_the_command_saves_and_the_next_call_says_so(script, tmp_path, monkeypatch):
+    """A dollar a second, and five of them; the rows would take for ever."""
+    monkeypatch.setenv("FINELAB_RUNS", str(tmp_path))
+    monkeypatch.setattr("finelab.run.RUNS", tmp_path)
+    here = script("train_on_volume")
+    here.LEAST_S, here.SAVE_S = 1, 0
+    here.FINELAB = ("sh", "-c", "trap 'echo finelab: saved; exit 130' INT; while :; do sleep 0.05; done")
+    job = JOB | {"usd_per_hour": 3600.0, "spend_usd": 5.0}
+    done = here.sitting(job, "in-1", lambda: None)
+    assert (done["state"], done["said"]) == ("stopped", "saved")
+    assert here.sitting(job, "in-2", lambda: None)["state"] == "spent"
+
+
 def test_another_recipe_under_the_same_name_is_refused(sit):
     sit(DONE, DONE)
     done, commands, _ = sit(changes=["data.limit=41"])
@@ -400,5 +414,6 @@ def test_what_a_command_says_last_is_kept_and_the_labs_sentence_before_it(script
     code = (
         "print('step 1'); print('finelab: it is this'); print('torch: 3 lines of noise'); raise SystemExit(3)"
     )
-    assert here.follow([sys.executable, "-c", code]) == (3, "it is this")
-    assert here.follow([sys.executable, "-c", "print('a'); print('b')"]) == (0, "b")
+    ends = time.monotonic() + 600
+    assert here.follow([sys.executable, "-c", code], ends) == (3, "it is this")
+    assert here.follow([sys.executable, "-c", "print('a'); print('b')"], ends) == (0, "b")
