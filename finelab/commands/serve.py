@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finelab.chat.routes import Served
 
 KEYS = "FINELAB_API_KEYS"
+SHORTEST_KEY = 16  # characters, for a server that the network can reach
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGE = Path(__file__).parents[2] / "deployment" / "page"
 
@@ -65,11 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Load, say where it is, and serve until Ctrl-C or SIGTERM; answers under way are finished."""
     keys = read_keys(args.api_key_file)
-    if not keys and args.host not in LOOPBACK:
-        raise LabError(
-            f"--host {args.host} would let anyone on the network use this server: set {KEYS}=KEY "
-            "or give --api-key-file FILE."
-        )
+    if args.host not in LOOPBACK:
+        require_safe(keys, args.host)
     with listening(args.host, args.port) as listener:
         import uvicorn
 
@@ -126,16 +124,39 @@ def load(args: argparse.Namespace) -> Served:
 
 
 def read_keys(file: str | None) -> list[str]:
-    """The API keys from a file or the environment; LabError for a file without any."""
+    """The API keys from a file or the environment; LabError for a file without any, and for a key of two words.
+
+    In a file each line is a key, but empty lines and those that begin with #.
+    """
     if file is None:
         return [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
     try:
-        keys = read_text(Path(file)).split()
+        lines = [line.strip() for line in read_text(Path(file)).splitlines()]
     except OSError as error:
         raise LabError(f"--api-key-file {file}: cannot be read ({error.strerror}).") from error
+    keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise LabError(f"--api-key-file {file}: the file is empty; expected one key on each line.")
+        raise LabError(f"--api-key-file {file}: the file has no key; expected one key on each line.")
+    if any(len(key.split()) > 1 for key in keys):
+        raise LabError(
+            f"--api-key-file {file}: a key has a blank inside; expected one key on each line, and a comment "
+            "on a line of its own that begins with #."
+        )
     return keys
+
+
+def require_safe(keys: list[str], host: str) -> None:
+    """LabError unless there are keys, none of them easy to guess."""
+    if not keys:
+        raise LabError(
+            f"--host {host} would let anyone on the network use this server: set {KEYS}=KEY "
+            "or give --api-key-file FILE."
+        )
+    if (shortest := min(map(len, keys))) < SHORTEST_KEY:
+        raise LabError(
+            f"--host {host}: a key of {shortest} characters could be guessed from the network; use keys of at "
+            f'least {SHORTEST_KEY}, as `python -c "import secrets; print(secrets.token_urlsafe())"` makes.'
+        )
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -40,9 +40,24 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
 def test_a_key_file_that_is_missing_or_empty_is_named(tmp_path):
     with pytest.raises(LabError, match="nothing: cannot be read"):
         read_keys(str(tmp_path / "nothing"))
-    (tmp_path / "empty").write_text("\n")
-    with pytest.raises(LabError, match="the file is empty; expected one key on each line"):
+    (tmp_path / "empty").write_text("\n# keys come here\n")
+    with pytest.raises(LabError, match="the file has no key; expected one key on each line"):
         read_keys(str(tmp_path / "empty"))
+
+
+def test_the_words_of_a_comment_are_no_keys(tmp_path):
+    (tmp_path / "keys").write_text("# for the lab course\n\n  three \n  # for me\nfour\n")
+    assert read_keys(str(tmp_path / "keys")) == ["three", "four"]
+    (tmp_path / "keys").write_text("three # for me\n")
+    with pytest.raises(LabError, match="a key has a blank inside; expected one key on each line"):
+        read_keys(str(tmp_path / "keys"))
+
+
+def test_a_short_key_does_not_open_a_server_to_the_network(tmp_path, capsys):
+    (tmp_path / "keys").write_text("a-key-that-is-long-enough\nletmein\n")
+    arguments = ("--api-key-file", str(tmp_path / "keys"), "--model", str(tmp_path), "--port", "0")
+    assert "a key of 7 characters could be guessed" in failure(capsys, "--host", "0.0.0.0", *arguments)
+    assert "is no model that transformers can load" in failure(capsys, *arguments)
 
 
 def test_a_port_that_is_taken_is_named():
