@@ -124,7 +124,7 @@ def load(args: argparse.Namespace) -> Served:
 
 
 def read_keys(file: str | None) -> list[str]:
-    """The API keys from a file or the environment; LabError for a file without any, and for a key of two words.
+    """The API keys from a file or the environment; LabError for a file without any or with blanks in one.
 
     In a file each line is a key, but empty lines and those that begin with #.
     """
@@ -154,8 +154,8 @@ def require_safe(keys: list[str], host: str) -> None:
         )
     if (shortest := min(map(len, keys))) < SHORTEST_KEY:
         raise LabError(
-            f"--host {host}: a key of {shortest} characters could be guessed from the network; use keys of at "
-            f'least {SHORTEST_KEY}, as `python -c "import secrets; print(secrets.token_urlsafe())"` makes.'
+            f"--host {host}: a key of {shortest} characters could be guessed from the network; use keys of "
+            f'at least {SHORTEST_KEY}, as `python -c "import secrets; print(secrets.token_urlsafe())"` makes.'
         )
 
 
