@@ -62,7 +62,7 @@ def what_to_serve() -> str:
 
 SETTINGS = {
     "FINELAB_SERVE": what_to_serve(),
-    "FINELAB_GPU": os.environ.get("FINELAB_GPU", "L4"),
+    "FINELAB_GPU": os.environ.get("FINELAB_GPU", "L4").strip().upper(),
     "FINELAB_ALLOWED_ORIGINS": os.environ.get("FINELAB_ALLOWED_ORIGINS", ""),
 }
 

@@ -271,9 +271,10 @@ def test_a_model_is_found_in_whatever_case_it_is_named(inference, tmp_path, serv
     assert told.lora_modules == [f"tuned={tmp_path / 'me/first'}"]
 
 
-def test_a_t4_has_no_bfloat16(inference, tmp_path):
+@pytest.mark.parametrize("named", ["T4", "t4", " T4 ", "t4:1"])
+def test_a_t4_has_no_bfloat16(inference, tmp_path, named):
     put_on_volume(tmp_path, "org/base", model_files())
-    told = parsed(inference(FINELAB_GPU="T4").vllm_command("tuned=org/base"))
+    told = parsed(inference(FINELAB_GPU=named).vllm_command("tuned=org/base"))
     assert told.dtype == "half" and told.served_model_name == ["tuned"]
     assert not told.enable_lora and told.lora_modules is None
 
