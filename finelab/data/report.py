@@ -41,19 +41,20 @@ def report(
     train_lengths = splits["train"]["length"].to_pylist()
     padding = xray.padding(train_lengths, batch_size, recipe.model.max_seq_length, seed)
     faults = xray.faults((batch for table in splits.values() for batch in table.to_batches()), tokenizer)
-    unusable = dropped.counts.total() - deselected
+    lost = chosen - len(rows)
+    unread_share = (dropped.counts.total() - deselected - lost) / max(found.rows_in, 1)
     return {
         "source": ", ".join(source.name for source in sources),
         "revision": ", ".join(source.revision for source in sources if source.revision),
         "sha256": _sha256(sources),
         "broken": [f"{source.name}: {source.broken}" for source in sources if source.broken],
         "rows_in": found.rows_in,
-        "rows_usable": found.rows_in - unusable,
         "rows_chosen": chosen,
         "rows_kept": len(rows),
         "dropped": dict(dropped.counts),
         "dropped_first": dropped.first,
-        "dropped_share": unusable / max(found.rows_in, 1),
+        # of the rows that were not chosen nobody knows whether they could be tokenised
+        "dropped_share": unread_share + (1 - unread_share) * lost / chosen,
         "repaired": dict(found.repaired.most_common()),
         "repair_examples": {kind: example._asdict() for kind, example in found.examples.items()},
         "train_rows": len(splits["train"]),
@@ -76,8 +77,8 @@ def summary(numbers: Mapping[str, Any]) -> str:
     """The report in a few lines."""
     validation = f", {numbers['validation_rows']:,} for validation" if numbers["validation_rows"] else ""
     return (
-        f"{numbers['rows_in']:,} rows read, {numbers['rows_usable']:,} usable, "
-        f"{numbers['rows_kept']:,} kept: {numbers['train_rows']:,} to train on, "
+        f"{numbers['rows_in']:,} rows read, {numbers['rows_chosen']:,} of them chosen, "
+        f"{numbers['rows_kept']:,} of those usable: {numbers['train_rows']:,} to train on, "
         f"{numbers['heldout_rows']:,} held out{validation}\n"
         f"{numbers['tokens_total']:,} tokens, {numbers['tokens_trained']:,} of them labelled "
         f"({numbers['tokens_trained'] / numbers['tokens_total']:.0%}); "

@@ -49,7 +49,7 @@ def test_the_numbers_add_up_and_every_row_is_somewhere(prepared, write_rows, pre
     rows = [*many(200), *many(3), row("q", ""), {"text": "?"}, row("long " * 3000)]
     made = prepared(write_rows(rows))
     report = made.report
-    assert (report["rows_in"], report["rows_usable"], report["rows_kept"]) == (206, 203, 200)
+    assert (report["rows_in"], report["rows_chosen"], report["rows_kept"]) == (206, 201, 200)
     assert report["dropped"] == {
         "no answer to a question": 1,
         "no conversation column among: 'text'": 1,
@@ -105,6 +105,17 @@ def test_a_limit_keeps_so_many_rows_and_the_others_are_told(prepared, write_rows
     lost, not_picked = data.left_out(report).splitlines()
     assert lost.endswith("rows.jsonl, row 201)")
     assert not_picked == "     100  not picked by data.limit or data.weights"
+
+
+@pytest.mark.parametrize("values", [{}, {"limit": 100}], ids=["all", "some"])
+def test_the_share_of_lost_rows_is_that_of_the_rows_that_were_tried(prepared, write_rows, preset, values):
+    too_long = [row(f"Question {n}?", f"{n} " + "long " * 3000) for n in range(180)]
+    report = prepared(write_rows([*many(120), *too_long, *[{"text": "?"}] * 40]), **values).report
+    lost_of_chosen = 1 - report["rows_kept"] / report["rows_chosen"]
+    assert lost_of_chosen == pytest.approx(0.6, abs=0.2)
+    assert report["dropped_share"] == pytest.approx(40 / 340 + 300 / 340 * lost_of_chosen)
+    with pytest.raises(LabError, match="dropped_share"):
+        data.require(data.checks(report, preset.data))
 
 
 def test_a_file_that_breaks_off_is_told_each_time(prepared, tmp_path):
