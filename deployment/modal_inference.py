@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ ENFORCE_EAGER = True  # no torch.compile: starts sooner; False: more tokens/s on
 SNAPSHOT = False  # True: restore from a GPU snapshot (alpha at Modal, only deployed); opens /sleep to the key
 STARTUP_TIMEOUT_S = 600
 USUAL_START_S = 90  # only for the line that says how long to wait; the first start also builds the image
+NOT_UP_YET = (502, 503, 504)  # what Modal's proxy answers while there is no container
 DRAIN_S = 60  # for requests that run when the container is stopped
 
 
@@ -184,17 +186,31 @@ def post(url: str, body: dict[str, Any]) -> Any:
 
 
 def wait_until_up(url: str) -> None:
-    """Ask GET /health until it answers 200; the first request is what starts a container."""
+    """Ask GET /health until it answers 200, which the first request makes a container start for.
+
+    SystemExit when it answers that it will not, or says nothing for STARTUP_TIMEOUT_S.
+    """
     started = time.monotonic()
     while (waited_s := time.monotonic() - started) < STARTUP_TIMEOUT_S:
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=60):
                 return
-        except OSError:  # 503 of Modal's proxy, or no connection: there is no container yet
-            left_s = max(USUAL_START_S - waited_s, 10)
-            print(f"Starting: {waited_s:.0f} s, usually about {left_s:.0f} s more.", flush=True)
-            time.sleep(min(1 + waited_s / 5, 10))
+        except OSError as error:  # no connection, too, is no container yet
+            if isinstance(error, urllib.error.HTTPError) and error.code not in NOT_UP_YET:
+                raise SystemExit(
+                    f"{url}/health answered {error.code} {error.reason}, expected 200 once vLLM is up; "
+                    "the log above says what runs there."
+                ) from None
+        print(f"Starting: {waited_s:.0f} s, {how_long(waited_s)}.", flush=True)
+        time.sleep(min(1 + waited_s / 5, 10))
     raise SystemExit(f"the server did not answer within {STARTUP_TIMEOUT_S} s; its log above says why.")
+
+
+def how_long(waited_s: float) -> str:
+    """What somebody who waits may expect."""
+    if waited_s < USUAL_START_S:
+        return f"usually about {USUAL_START_S - waited_s:.0f} s more"
+    return f"longer than the usual {USUAL_START_S} s; the log above says what it is at"
 
 
 def check_identity(url: str, models: dict[str, dict[str, Any]]) -> None:

@@ -4,6 +4,8 @@ import json
 import re
 import signal
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import openai
@@ -229,6 +231,44 @@ def inference(script, tmp_path, monkeypatch):
         return script("modal_inference")
 
     return load
+
+
+@pytest.fixture
+def answering():
+    """A server whose answers to GET /health are the given statuses, one after the other."""
+    statuses = []
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(statuses.pop(0))
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", statuses
+        server.shutdown()
+
+
+def test_a_server_that_is_not_up_yet_is_waited_for(inference, answering, capsys):
+    url, statuses = answering
+    statuses += [503, 502, 200]
+    script = inference()
+    script.USUAL_START_S = 0.5
+    script.wait_until_up(url)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("Starting: 0 s, usually about ")
+    assert second.endswith(" s, longer than the usual 0.5 s; the log above says what it is at.")
+
+
+@pytest.mark.parametrize("status", [404, 401, 500])
+def test_a_server_that_will_not_answer_is_not_waited_for(inference, answering, status):
+    url, statuses = answering
+    statuses += [503, status]
+    with pytest.raises(SystemExit, match=f"^{url}/health answered {status} .*, expected 200 once vLLM"):
+        inference().wait_until_up(url)
 
 
 @pytest.fixture
