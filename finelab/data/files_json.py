@@ -50,10 +50,26 @@ def json_values(chunks: Iterator[bytes]) -> Iterator[Parsed]:
         text.position = wrapped.end() if wrapped else text.position + 1
         yield from _values(text, until="]")
         text.position += 1
-        if not wrapped and text.token():
-            raise BreaksOff(f"text follows the JSON array at character {text.place():,}")
+        if wrapped:
+            _end_object(text)
+        if text.token():
+            raise BreaksOff(f"text follows the JSON at character {text.place():,}")
     else:
         yield from _values(text, until="")
+
+
+def _end_object(text: JsonWindow) -> None:
+    """Move behind the object whose list was read; BreaksOff where more than scalar members follows it."""
+    while (token := text.token()) != "}":
+        if not token:
+            raise BreaksOff(f"the JSON breaks off at character {text.place():,}")
+        if token in "[{":
+            raise BreaksOff(f"a second list or object follows at character {text.place():,} and is not read")
+        if token == ":":
+            text.position += 1
+        else:
+            text.value()
+    text.position += 1
 
 
 def _parse(line: bytes) -> Parsed:
