@@ -152,7 +152,24 @@ def decide(hardware: Hardware, recipe: Recipe, overrides: str = "") -> Profile:
     if forced:
         unknown = sorted(forced)[0]
         raise LabError(f"{OVERRIDE}: no setting {unknown!r}; there are: {', '.join(decisions)}.")
+    _require_possible(hardware, recipe, decisions)
     return Profile(hardware, decisions)
+
+
+def _require_possible(hardware: Hardware, recipe: Recipe, decisions: dict[str, Decision]) -> None:
+    """LabError for what Unsloth would refuse after a download, or do otherwise without a word."""
+    start = recipe.lora.init_lora_weights
+    if decisions["load_in_4bit"].value and start not in (True, "gaussian", "olora"):
+        raise LabError(
+            f"lora.init_lora_weights = {start!r} starts from the base's own weights, which are packed in 4 "
+            "bit here: --set model.load_in_4bit=false, or another start."
+        )
+    has_bfloat16 = hardware.device == "cuda" and hardware.capability >= (8, 0)
+    if has_bfloat16 and decisions["dtype"].value == "float32":
+        raise LabError(
+            f"{OVERRIDE}: dtype=float32: Unsloth trains in bfloat16 on {hardware.name} whatever it is asked; "
+            "leave it out."
+        )
 
 
 def profile(recipe: Recipe) -> Profile:

@@ -24,8 +24,13 @@ DUPLICATES = ("keep", "exact", "near")
 TRUNCATION = ("drop", "cut_turn", "cut")
 SAMPLING = ("random", "group_by_length", "sequential")
 INIT_LORA_WEIGHTS = (True, "gaussian", "pissa", "pissa_niter_16", "olora", "loftq")
+BIAS = ("none", "all", "lora_only")
 OPTIM = ("adamw_8bit", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit")  # the usual ones
 LR_SCHEDULER_TYPE = ("linear", "cosine", "constant", "constant_with_warmup")
+NEEDS_MORE = re.compile(  # arguments of their own, measurements on the way, or packages of their own
+    r"reduce_lr_on_plateau|greedy|cosine(_warmup)?_with_min_lr|warmup_stable_decay"
+    r"|(ada)?lomo|galore|apollo|grokadamw|stable_adamw|schedule_free"
+)
 REPORT_TO = ("none", "trackio", "tensorboard", "wandb")
 NO_EFFECT = {  # fields of data and training that leave the weights as they are
     *("session_hours", "report_to", "tune", "max_first_loss", "eval_steps", "eval_rows"),
@@ -262,10 +267,16 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return found
 
 
-def decides_weights(difference: str) -> bool:
+def without_effect(recipe: Recipe) -> set[str]:
+    """The fields of data and training that leave the weights as they are; early stopping goes by looks."""
+    looks = {"eval_steps", "eval_rows"} if recipe.training.early_stopping_patience else set()
+    return NO_EFFECT - looks
+
+
+def decides_weights(difference: str, recipe: Recipe) -> bool:
     """Whether what `differences` tells changes what is trained, and not only how long, shown or published."""
     section, _, key = difference.partition(":")[0].partition(".")
-    return section not in ("chat", "publish") and key not in NO_EFFECT
+    return section not in ("chat", "publish") and key not in without_effect(recipe)
 
 
 def _assignment(text: str) -> tuple[tuple[str, str], Any]:
@@ -381,6 +392,7 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
             lora.init_lora_weights in INIT_LORA_WEIGHTS
         ),
         "lora.target_modules must name at least one module": len(lora.target_modules) > 0,
+        f"lora.bias must be one of {', '.join(BIAS)}": lora.bias in BIAS,
         "training.per_device_train_batch_size must be at least 1": (
             training.per_device_train_batch_size >= 1
         ),
@@ -426,7 +438,7 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
 
 
 def _check_names(training: Training, where: str) -> None:
-    """LabError for an optimizer or a schedule that transformers does not have; the presets' are known."""
+    """LabError for an optimizer or a schedule that a recipe cannot have; the presets' are known."""
     if training.optim in OPTIM and training.lr_scheduler_type in LR_SCHEDULER_TYPE:
         return  # asking transformers takes seconds
     from transformers.trainer_utils import SchedulerType
@@ -436,3 +448,5 @@ def _check_names(training: Training, where: str) -> None:
         value, known = getattr(training, key), [name.value for name in names]
         if value not in known:
             raise LabError(f"{where}: training.{key}: there is no {value!r}{_nearest(value, known)}.")
+        if NEEDS_MORE.match(value):
+            raise LabError(f"{where}: training.{key}: {value!r} needs more than a recipe has; take another.")

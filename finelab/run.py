@@ -166,7 +166,7 @@ def create_run(folder: Path, preset: Recipe) -> Run:
     """
     path = folder / "recipe.toml"
     changed = recipe.differences(recipe.read(path), preset) if path.exists() else []
-    if deciding := [each for each in changed if recipe.decides_weights(each)]:
+    if deciding := [each for each in changed if recipe.decides_weights(each, preset)]:
         raise LabError(
             f"run {folder.name!r} was made with another recipe ({'; '.join(deciding)}); "
             f"give this one another name with --run NAME, or leave the options out to go on."

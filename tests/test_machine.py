@@ -12,6 +12,7 @@ import torch
 
 from finelab import LabError, machine
 from finelab.machine import Hardware, decide, out_of_memory
+from finelab.recipe import override
 
 GIB = 2**30
 CPU = Hardware("cpu", "some processor", "Linux", 8, 16 * GIB)
@@ -54,6 +55,16 @@ def test_the_environment_overrides_and_dtype_takes_autocast_along(preset):
     profile = decide(CPU_BF16, preset, "dtype=float32, load_in_4bit=true")
     assert (profile.dtype, profile.bf16, profile.load_in_4bit) == ("float32", False, True)
     assert profile.decisions["dtype"].reason == "set by FINELAB_MACHINE"
+
+
+def test_what_unsloth_would_not_do_on_a_card_is_refused_before_the_download(preset):
+    packed = override(preset, ["model.load_in_4bit=true", "lora.init_lora_weights=pissa"])
+    with pytest.raises(LabError, match=r"'pissa' starts from the base's own weights.*load_in_4bit=false"):
+        decide(TURING, packed)
+    assert decide(CPU, packed).load_in_4bit is False
+    with pytest.raises(LabError, match="dtype=float32: Unsloth trains in bfloat16 on"):
+        decide(AMPERE, preset, "dtype=float32")
+    assert decide(TURING, preset, "dtype=float32").dtype == "float32"
 
 
 @pytest.mark.parametrize(

@@ -178,8 +178,8 @@ def publish_spill(facts: Facts) -> Finding | None:
         return None
     return Finding(
         "warning",
-        f"notebook 04 needs at least {gib(facts.publish_gpu_bytes)} for {facts.recipe} in 16 bit, and "
-        f"{gib(card.memory_bytes - (card.used_bytes or 0))} of {card.name}'s {gib(card.memory_bytes)} are free",
+        f"notebook 04 needs at least {gib(facts.publish_gpu_bytes)} for {facts.recipe} in 16 bit, and of "
+        f"{card.name}'s {gib(card.memory_bytes)} other programs hold {gib(card.used_bytes or 0)}",
         "the training fits, and what follows it may not; before notebook 04 close what this lists",
         "nvidia-smi",
     )

@@ -26,7 +26,7 @@ from typing import Any
 from finelab.errors import LabError
 from finelab.files import fsync, rename, sha256, write_json, writing
 from finelab.machine import out_of_memory, versions
-from finelab.recipe import NO_EFFECT
+from finelab.recipe import without_effect
 from finelab.run import Run
 from finelab.train import distributed
 
@@ -142,12 +142,15 @@ def fingerprint(run: Run, trainer: Any) -> dict[str, Any]:
     """All that decides the weights, flat: data, recipe, the trainer's own arguments, dtypes, versions."""
     evidence = run.evidence()
     found: dict[str, Any] = {"data.sha256": evidence.get("data", {}).get("sha256")}
+    unseen = without_effect(run.recipe)
     for section in SECTIONS:
         for key, value in dataclasses.asdict(getattr(run.recipe, section)).items():
-            if key not in NO_EFFECT:
+            if key not in unseen:
                 found[f"{section}.{key}"] = value
                 if section == "training":  # a changed cell counts, and what the tuner chose
                     found[f"training.{key}"] = getattr(trainer.args, key, value)
+    # on a CPU the rows are packed before the trainer has them, and its own argument stays off
+    found["training.packing"] |= "seq_lengths" in trainer.train_dataset[0]
     # a step is what all ranks take: another number of them with as many rows is no change
     found["training.gradient_accumulation_steps"] *= distributed.world().size
     if distributed.sharded():

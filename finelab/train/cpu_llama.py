@@ -58,6 +58,8 @@ def obstacle(model: Any) -> str | None:
     if not trained or not all(".lora_A." in name or ".lora_B." in name for name in trained):
         return "something besides LoRA's A and B is trained"
     adapted = [module for module in base.modules() if hasattr(module, "lora_A")]
+    if set(adapted) - set(base.model.layers.modules()):
+        return "LoRA lies outside of the layers"
     if not all(type(module) is Linear and _plain(module) for module in adapted):
         return "it takes LoRA in one adapter, without dropout, bias, DoRA or a quantised base"
     return None

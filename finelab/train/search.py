@@ -220,7 +220,7 @@ class Search:
             if not math.isfinite(found.loss):
                 raise LabError(
                     f"the loss before training is {found.loss} with the setting {setting}: check the model's "
-                    'weights, or try FINELAB_MACHINE="dtype=float32".'
+                    "weights, or let another model answer in its place."
                 )
             self.loss = found.loss
             run_s = found.seconds_per_token * self.data.run_tokens

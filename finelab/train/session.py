@@ -155,6 +155,7 @@ class Session:
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 for each in early:
                     _restore_patience(each, state)
+                state.compute_steps(args, state.max_steps)  # transformers keeps the first sitting's intervals
                 # a measurement at the start of a later sitting would count as one that is not better
                 args.eval_on_start = args.eval_on_start and state.global_step == 0
                 session.begin(kwargs["model"], kwargs["optimizer"])

@@ -47,7 +47,7 @@ def _tuned(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) ->
     if run.training_has_begun:
         raise LabError(
             f"evidence.json of run {run.name!r} has no readable record of the tuning that its training began "
-            "with; restore the file, or start a new run with --run NAME."
+            "with; restore the file, or go on with --set training.tune=false if it began without one."
         )
     if run.evidence().get("tuning"):
         print("The record of an earlier tuning is not of this machine and data; it is measured again.")

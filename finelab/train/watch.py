@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import importlib.util
+import itertools
 import math
 import statistics
 import time
@@ -158,14 +159,15 @@ def not_finite(log_history: Sequence[dict[str, Any]], fp16: bool) -> str | None:
     With fp16 the loss scale is found by gradients that overflow: the trainer skips such a step and halves the
     scale, so there only FP16_SKIPS of them in a row count.
     """
-    logged = [entry for entry in log_history[-2 * FP16_SKIPS :] if "loss" in entry]
-    if not math.isfinite(logged[-1]["loss"]):
-        return f"the loss is {logged[-1]['loss']}"
-    last = logged[-(FP16_SKIPS if fp16 else 1) :]
+    wanted = FP16_SKIPS if fp16 else 1
+    losses = (entry for entry in reversed(log_history) if "loss" in entry)  # looks are logged between them
+    last = list(itertools.islice(losses, wanted))
+    if not math.isfinite(last[0]["loss"]):
+        return f"the loss is {last[0]['loss']}"
     norms = [entry.get("grad_norm", 0.0) for entry in last]
-    if (fp16 and len(last) < FP16_SKIPS) or any(math.isfinite(norm) for norm in norms):
+    if len(last) < wanted or any(math.isfinite(norm) for norm in norms):
         return None
-    return f"the norm of the gradients is {norms[-1]}"
+    return f"the norm of the gradients is {norms[0]}"
 
 
 def divergence(losses: Sequence[float], limit: float, window: int) -> tuple[float, float] | None:

@@ -182,6 +182,7 @@ def test_without_its_adapter_the_model_has_the_bases_loss(profile):
         ({"lora_bias": True}, "without dropout, bias"),
         ({"modules_to_save": ["lm_head"]}, "something besides LoRA's A and B"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "something besides LoRA's A and B"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "LoRA lies outside of the layers"),
     ],
 )
 def test_what_it_does_not_know_is_left_to_autograd_and_said(profile, adapter, why):

@@ -13,7 +13,7 @@ from finelab.files import sha256, write_json
 from finelab.recipe import override
 from finelab.run import ACCEPT_VARIABLE, Run, create_run
 from finelab.train import Session
-from tests.train.sittings import at_step, sit, trainer_of
+from tests.train.sittings import ROWS, at_step, sit, trainer_of
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -252,6 +252,27 @@ def test_what_changed_since_the_checkpoint_is_named_and_refused(run, monkeypatch
         assert f"{name}: {old} -> {new}" in str(told.value)
     assert "session_hours" not in str(told.value)
     assert "save_steps" not in str(told.value)
+
+
+def test_packed_rows_are_another_training(run):
+    train(run, stop_at=3)
+    packed = [row | {"seq_lengths": [4]} for row in ROWS]
+    with pytest.raises(LabError, match=r"training\.packing: False -> True"):
+        train(run, rows=packed)
+
+
+def test_with_early_stopping_other_looks_are_another_training(stopping):
+    train(stopping, stop_at=3, **EARLY)
+    with pytest.raises(LabError, match=r"training\.eval_rows: 0 -> 1"):
+        train(changed(stopping, "training.eval_rows=1"), **EARLY)
+
+
+def test_new_intervals_hold_from_the_next_sitting_on(run):
+    train(run, stop_at=3, save_steps=6, logging_steps=6, save_total_limit=8)
+    _, trainer = train(run, save_steps=1, logging_steps=2, save_total_limit=8)
+    kept = sorted(int(path.name.rpartition("-")[2]) for path in run.checkpoints.glob("checkpoint-*"))
+    assert kept == [3, 4, 5, 6, 7, 8]
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry][-3:] == [4, 6, 8]
 
 
 @pytest.mark.parametrize("by", ["argument", "variable"])

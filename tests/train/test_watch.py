@@ -265,6 +265,14 @@ def test_with_fp16_gradients_overflow_at_first_and_that_is_no_fault():
     assert not_finite(entries([0.9], loss=math.nan), fp16=True) == "the loss is nan"
 
 
+@pytest.mark.parametrize("fp16", [False, True])
+def test_looks_between_two_logs_hide_no_fault(fp16):
+    looks = [{"eval_loss": 1.0, "step": step} for step in range(3 * FP16_SKIPS)]
+    broken = [each for entry in entries([math.inf] * FP16_SKIPS) for each in (entry, *looks)]
+    assert not_finite(broken, fp16) == "the norm of the gradients is inf"
+    assert not_finite([*looks, *entries([0.9])], fp16) is None
+
+
 # Speed
 
 
