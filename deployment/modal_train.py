@@ -5,7 +5,8 @@
     modal run deployment/modal_train.py --sweep runs/sweeps/mine --gpu l4 --spend 20
 
 Data, checkpoints and results lie on the volume `finelab-runs`, so a container that Modal takes back, or
-whose time is over, is followed by one that goes on. The same command goes on with a run, too.
+whose time is over, is followed by one that goes on. The command has to stay connected: when it ends, its
+containers end too. What was trained is on the volume, and the same command goes on, with a sweep as well.
 Changes to the recipe: --set "lora.r=32;data.limit=5000". A file of yours: `modal volume put finelab-runs FILE
 data/FILE`, then --set 'data.sources=["/runs/data/FILE"]'. Gated models: the secret `huggingface-secret`.
 """
@@ -135,7 +136,7 @@ def run_on_modal(
     from finelab.errors import LabError
     from finelab.run import folder_of
 
-    folder_of(run)  # a name, and not a path
+    folder = folder_of(run)  # LabError for a path
     if not 0 < hours <= MOST_HOURS:
         raise LabError(f"--hours {hours:g}: expected up to {MOST_HOURS}; longer runs take several sittings.")
     card, usd_per_hour = rented(gpu, gpus)
@@ -164,7 +165,9 @@ def run_on_modal(
     print(f"Actual: {after}" + (f"; forecast: ${planned * usd_per_hour:.2f}" if planned is not None else ""))
     if done["state"] != "finished":
         raise SystemExit(f"Not finished: {done['said']}")
-    print(f"Fetch it: modal volume get {VOLUME} {run} runs/; then `python lab.py run --run {run}` goes on.")
+    folder.parent.mkdir(parents=True, exist_ok=True)  # where there is none modal would write a file
+    print(f'Fetch it: modal volume get --force {VOLUME} {run} "{folder.parent}/"')
+    print(f"Then `python lab.py run --run {run}` goes on.")
 
 
 def sweep_on_modal(folder: Path, gpu: str, spend: float, retry: bool) -> None:

@@ -49,10 +49,11 @@ def trial_runs(modal, script, monkeypatch):
 
 @on_linux
 @pytest.mark.slow
-def test_a_run_whose_container_is_taken_back_goes_on_in_another(modal):
+def test_a_run_whose_container_is_taken_back_goes_on_in_another(modal, tmp_path):
     """The whole way: a forecast, rows and training in a container, kill -9, the rest in a second one."""
     options = ["--run", "mine", "--recipe", "smollm2-135m", "--set", SMALL, "--gpu", "l4", "--spend", "1"]
-    process = modal.start("run", SCRIPT, *options)
+    here = tmp_path / "here" / "runs"
+    process = modal.start("run", SCRIPT, *options, FINELAB_RUNS=str(here))
     run = modal.volume("finelab-runs") / "mine"
     while process.poll() is None and not (run / "checkpoints" / "checkpoint-2").exists():
         time.sleep(0.05)
@@ -65,7 +66,7 @@ def test_a_run_whose_container_is_taken_back_goes_on_in_another(modal):
     assert "At most $1.00 are spent on GPUs, at $0.80 an hour" in output
     assert "CPU and memory come on top." in output
     assert "Sitting 1: finished." in output and "Actual: 0.0" in output
-    assert "modal volume get finelab-runs mine runs/" in output
+    assert f'modal volume get --force finelab-runs mine "{here}/"' in output and here.is_dir()
     evidence = json.loads((run / "evidence.json").read_text("utf-8"))
     assert evidence["training"]["steps"] == 3 and len(evidence["training"]["resumes"]) == 1
     assert (run / "adapter" / "adapter_model.safetensors").exists()
