@@ -32,7 +32,7 @@ NOTEBOOKS = ("*.ipynb", "kernel.py")  # and not what else may lie there: the Hub
 AGAIN = 100  # sittings that follow each other before somebody should have a look
 SETTINGS = {
     "FINELAB_RUNS": RUNS,
-    "FINELAB_CACHE": os.environ.get("FINELAB_CACHE", f"{RUNS}/.cache/finelab"),
+    "FINELAB_CACHE": os.environ.get("FINELAB_CACHE_DIR", f"{RUNS}/.cache/finelab"),  # as with RUNS
     "HF_HOME": f"{RUNS}/.cache/huggingface",
     "FINELAB_PUSHES": "0",  # the token there may be one that reads
 }
@@ -40,7 +40,7 @@ SETTINGS = {
 
 def image() -> modal.Image:
     """The lock for NVIDIA cards, and this checkout's library, notebooks and helper."""
-    found = modal.Image.debian_slim("3.12").apt_install("gcc", "libc6-dev")  # Triton compiles a launcher
+    found = modal.Image.debian_slim("3.12")  # which has gcc: Triton compiles a launcher
     if not modal.is_local():
         return found
     lock = str(ROOT / "environment" / "cuda.txt")

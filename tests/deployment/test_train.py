@@ -33,7 +33,7 @@ def modal(tmp_path, embedded_folder):
     plane.mkdir()
     environment = {
         "FINELAB_RUNS_DIR": str(plane / "volumes" / "finelab-runs"),
-        "FINELAB_CACHE": str(embedded_folder.parent),
+        "FINELAB_CACHE_DIR": str(embedded_folder.parent),
         "OMP_NUM_THREADS": "1",
     }
     with ControlPlane(plane, environment) as modal:
@@ -82,9 +82,14 @@ def test_a_run_whose_container_is_taken_back_goes_on_in_another(modal, tmp_path)
     assert modal.committed.count("vo-finelab-runs") >= 2
     assert len(modal.processes["train"]) == 2 and modal.exit_codes["train"][0] == -signal.SIGKILL
     image = "\n".join(modal.image_of("train"))
-    assert "--no-deps" in image and "python:3.12" in image
+    assert "--no-deps" in image and "python:3.12" in image and " gcc " in image
     assert {"/root/finelab/run.py", "/root/notebooks/03_train.ipynb"} <= modal.mounted("train")
     assert not [path for path in modal.mounted("train") if "__pycache__" in path]
+
+
+def test_a_cache_of_this_machine_does_not_go_along(script, monkeypatch):
+    monkeypatch.setenv("FINELAB_CACHE", "/home/me/finelab")
+    assert script("modal_train").SETTINGS["FINELAB_CACHE"] == "/runs/.cache/finelab"
 
 
 def test_a_token_beside_the_notebooks_stays_here(script):
