@@ -55,9 +55,13 @@ def main() -> None:
         work = Path(folder)
         spoiled = {name: write_spoiled(work, name) for name in ("scrambled", "exchanged")}
         changes = {"first seed": [], "second seed": OTHER_SEED}
-        changes |= {name: [f"data.sources={json.dumps([str(path)])}"] for name, path in spoiled.items()}
+        preset = recipe.load_preset("smollm2-135m")
+        kinds = f"data.heldout_sources={json.dumps(preset.data.heldout_sources)}"  # the same rows are held out
+        changes |= {
+            name: [f"data.sources={json.dumps([str(path)])}", kinds] for name, path in spoiled.items()
+        }
         for name, more in changes.items():
-            chosen = recipe.override(recipe.load_preset("smollm2-135m"), [*SHORT, *more])
+            chosen = recipe.override(preset, [*SHORT, *more])
             train(create_run(work / name, chosen))
         command = [sys.executable, __file__, str(work), *changes]
         subprocess.run(command, check=True)  # a process of its own: unsloth has to be imported first
