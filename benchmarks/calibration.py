@@ -56,7 +56,8 @@ def main() -> None:
         spoiled = {name: write_spoiled(work, name) for name in ("scrambled", "exchanged")}
         changes = {"first seed": [], "second seed": OTHER_SEED}
         preset = recipe.load_preset("smollm2-135m")
-        kinds = f"data.heldout_sources={json.dumps(preset.data.heldout_sources)}"  # the same rows are held out
+        # other sources would hold out no kind, and what is measured would have been trained on
+        kinds = f"data.heldout_sources={json.dumps(preset.data.heldout_sources)}"
         changes |= {
             name: [f"data.sources={json.dumps([str(path)])}", kinds] for name, path in spoiled.items()
         }
