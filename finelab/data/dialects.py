@@ -54,6 +54,8 @@ def to_messages(row: Any) -> tuple[list[Message], list[dict[str, Any]] | None]:
     The text is as it came; an answer may have `reasoning` beside it. Unusable when the row has no turns,
     one that cannot be read, or one that is not to be learned.
     """
+    if isinstance(row, list):
+        raise Unusable("row is a list, not an object; name a file that is one list .json")
     if not isinstance(row, dict):
         raise Unusable("row is not an object")
     row = by_name(row)

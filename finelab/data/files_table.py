@@ -21,6 +21,7 @@ from finelab.data.files_text import (
     lines,
 )
 
+OLD_MAC = "a carriage return alone stands in it; save the file with LF or CRLF at the ends of its lines"
 _BATCH = 200  # rows; 1,000 take three times the memory and no less time
 _NOT_HELD = (ValueError, OverflowError, RecursionError)  # what Python raises for a value in a column
 _Convert = Callable[[Any], Any]
@@ -152,7 +153,7 @@ def _csv_rows(reader: Any) -> Iterator[tuple[list[str], str | None]]:
         except csv.Error as error:
             if str(error).startswith(("unexpected end", "field larger")):
                 raise BreaksOff(f"a quote opened in line {start:,} is never closed") from error
-            yield [], str(error)
+            yield [], OLD_MAC if str(error).startswith("new-line character") else str(error)
         else:
             if fields:
                 yield fields, None

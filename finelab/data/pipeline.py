@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -41,7 +42,7 @@ from finelab.data.tokens import ChatTokenizer
 from finelab.data.tokens import Row as TokenizedRow
 from finelab.embedded.model import cache_folder
 from finelab.errors import LabError
-from finelab.files import staged, write_json, writing
+from finelab.files import rename, staged, write_json, writing
 from finelab.recipe import Data, Recipe
 
 KEPT = 8  # prepared data sets in the cache; runs hold on to their own
@@ -314,5 +315,10 @@ def _forget_old(folder: Path) -> None:
     """Keep the newest prepared data sets, and those of the last days that were stopped on the way."""
     made = sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda p: p.stat().st_mtime)
     stopped = [path for path in folder.glob(".*") if time.time() - path.stat().st_mtime > KEPT_UNFINISHED_S]
-    for path in [*made[:-KEPT], *stopped]:
+    for path in made[:-KEPT]:
+        hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # what has no dot is whole
+        with contextlib.suppress(OSError):  # what another program holds open goes next time
+            rename(path, hidden)
+            stopped.append(hidden)
+    for path in stopped:
         shutil.rmtree(path, ignore_errors=True)

@@ -97,6 +97,10 @@ def names_a_file(text: str) -> bool:
 
 def _open_file(path: Path, name: str) -> Source:
     parse = _parser(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise LabError(f"data file {name!a}: its name is not UTF-8 text; rename it.") from None
     if not path.exists():
         raise LabError(
             f"data file {path.absolute()} does not exist; give a {KINDS} file, or owner/name on the Hub."

@@ -41,6 +41,7 @@ def no_column(*names):
 
 NOT_TEXT = "content is not text"
 NO_ANSWER = "no answer to a question"
+LIST = "row is a list, not an object; name a file that is one list .json"
 UNFILLED = "no column is filled"
 PYTHON = "holds turns written by Python, not JSON; save as .jsonl or .parquet"
 NOT_ARGUMENTS = "tool call arguments are not a JSON object"
@@ -53,8 +54,8 @@ DROPPED = {
     "true": (True, "row is not an object"),
     "a string": ("hello", "row is not an object"),
     "a string of JSON": (json.dumps({"messages": [USER, GPT]}), "row is not an object"),
-    "nested lists": ([[["a"]]], "row is not an object"),
-    "a bare list of turns": ([USER, GPT], "row is not an object"),
+    "nested lists": ([[["a"]]], LIST),
+    "a bare list of turns": ([USER, GPT], LIST),
     "an empty object": ({}, UNFILLED),
     "a text column": ({"text": "<|im_start|>user\nq<|im_end|>"}, no_column("text")),
     "a misspelt column": ({"Conversation s": [USER, GPT]}, no_column("conversation s")),

@@ -305,7 +305,7 @@ UNUSABLE = [
     ("nul-header.csv", b"a,\0\n1,2\n", "the header cannot be used: not csv; it holds NUL bytes"),
     ("latin-header.csv", "é\n1\n".encode("latin-1"), "the header cannot be used: not UTF-8 text"),
     ("quote-in-header.csv", b'"a"b\n1\n', "the header cannot be used: ',' expected after '\"'"),
-    ("old-mac.csv", b"a,b\r1,2\r", "the header cannot be used: new-line character seen in unquoted field"),
+    ("old-mac.csv", b"a,b\r1,2\r", "the header cannot be used: a carriage return alone stands in it; save"),
     ("all-ragged.csv", b"a,b\n1\n2\n", "line 2: 1 fields where the header names 2"),
 ]
 
@@ -370,6 +370,12 @@ def test_a_file_without_permission_is_named(tmp_path):
     Path(path).chmod(0)
     with pytest.raises(LabError, match=r"cannot read .*secret.jsonl: Permission denied"):
         open_source(path)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "b\udcff.jsonl"
+    with pytest.raises(LabError, match=r"b\\udcff.jsonl': its name is not UTF-8 text; rename it"):
+        open_source(str(path))
 
 
 def test_a_file_that_vanishes_is_named(tmp_path):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -132,6 +133,26 @@ def test_what_was_stopped_long_ago_is_forgotten(preset, tokenizer, write_rows, t
         os.utime(folder / name, (time.time() - age_s,) * 2)
     made = data.prepare(chosen(preset, write_rows(synthetic(200))), tokenizer)
     assert {path.name for path in folder.iterdir()} == {".new", made.folder.name}
+
+
+def test_a_kill_while_an_old_data_set_is_deleted_leaves_no_half_of_it(
+    preset, tokenizer, write_rows, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "KEPT", 1)
+    first, second = (chosen(preset, write_rows(synthetic(200)), f"training.seed={n}") for n in (1, 2))
+    old, rmtree = data.prepare(first, tokenizer), shutil.rmtree
+    whole = everything(old)
+
+    def killed(path, **options):
+        if not (path / "report.json").exists():
+            return rmtree(path, **options)
+        rmtree(path / "train")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", killed)
+        data.prepare(second, tokenizer)
+    assert everything(data.prepare(first, tokenizer)) == whole
 
 
 @on_linux
