@@ -111,6 +111,20 @@ def rented(gpu: str, gpus: int) -> tuple[Any, float]:
     return card, card.usd_per_hour * gpus
 
 
+def require_enough(spend: float, usd_per_hour: float, what: str) -> None:
+    """LabError when the limit buys less time than a model needs to learn anything."""
+    from train_on_volume import LEAST_S
+
+    from finelab.errors import LabError
+
+    least = math.ceil(usd_per_hour * LEAST_S / 36) / 100  # in whole cents
+    if spend < least:
+        raise LabError(
+            f"--spend {spend:g}: {what} would have {spend / usd_per_hour * 60:.1f} minutes; {LEAST_S // 60} "
+            f"are the least in which a model learns anything: spend {least:.2f}."
+        )
+
+
 def forecast(chosen: Any, card: Any, gpus: int) -> float | None:
     """The hours that a recipe is planned to take; None, and why, where its rows are not known yet."""
     from finelab.commands.plan import row_counts
@@ -132,14 +146,20 @@ def run_on_modal(
     run: str, recipe: str, changes: list[str], gpu: str, gpus: int, hours: float, spend: float
 ) -> None:
     """Sitting after sitting, until the run is trained or the limit is spent."""
+    from train_on_volume import LEAST_S
+
     from finelab import recipe as recipes
     from finelab.errors import LabError
     from finelab.run import folder_of
 
     folder = folder_of(run)  # LabError for a path
-    if not 0 < hours <= MOST_HOURS:
-        raise LabError(f"--hours {hours:g}: expected up to {MOST_HOURS}; longer runs take several sittings.")
+    if not LEAST_S / 3600 <= hours <= MOST_HOURS:
+        raise LabError(
+            f"--hours {hours:g}: expected {LEAST_S / 3600:.2f} to {MOST_HOURS}; longer runs take several "
+            "sittings."
+        )
     card, usd_per_hour = rented(gpu, gpus)
+    require_enough(spend, usd_per_hour, f"{gpus} x {card.name}")
     chosen = recipes.override(recipes.load_preset(recipe), changes)
     planned = forecast(chosen, card, gpus)
     price = f"${usd_per_hour:.2f} an hour (list price; `modal billing rates` prints yours)"
@@ -184,18 +204,11 @@ def sweep_on_modal(folder: Path, gpu: str, spend: float, retry: bool) -> None:
 
 def try_on_modal(trials: list[Any], folder: Path, gpu: str, spend: float, retry: bool) -> None:
     """The trials at the same time; what each leaves comes into its folder here."""
-    from train_on_volume import LEAST_S, as_values
-
-    from finelab.errors import LabError
+    from train_on_volume import as_values
 
     card, usd_per_hour = rented(gpu, 1)
+    require_enough(spend, usd_per_hour * len(trials), f"{len(trials)} trials on one {card.name} each")
     hours = min(MOST_HOURS, spend / usd_per_hour / len(trials))
-    if hours * 3600 < LEAST_S:
-        least = math.ceil(len(trials) * LEAST_S / 36 * usd_per_hour) / 100
-        raise LabError(
-            f"--spend {spend:g}: {len(trials)} trials on one {card.name} each would have {hours * 60:.1f} "
-            f"minutes; {LEAST_S // 60} are the least in which a model learns anything: spend {least:.2f}."
-        )
     limit = f"{hours:.2f} h and ${hours * usd_per_hour:.2f}"
     print(f"{len(trials)} trials on one {card.name} each, at most {limit} a trial, ${spend:.2f} in all.")
     print(f"That is for the GPUs; {ON_TOP}.")
