@@ -40,7 +40,7 @@ class Request(BaseModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=2)
     seed: int | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Stop | list[Stop] | None = None
     n: int | None = Field(None, ge=1, le=8)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     min_tokens: int | None = Field(None, ge=0)
@@ -73,6 +73,8 @@ class Request(BaseModel):
         """ApiError for what is known and not offered here, and for fields that contradict each other."""
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "invalid_value", "stream_options needs stream: true", "stream_options")
+        if len(self.stops) > 4:
+            raise ApiError(400, "invalid_value", f"at most 4 stop strings, not {len(self.stops)}", "stop")
 
     def _biases(self, vocabulary: int) -> dict[int, float]:
         for key in self.logit_bias or {}:

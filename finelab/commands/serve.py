@@ -71,6 +71,7 @@ def main(args: argparse.Namespace) -> int:
     with listening(args.host, args.port) as listener:
         import uvicorn
 
+        from finelab.chat.connection import Connection
         from finelab.chat.server import build_app
 
         with redirect_stdout(sys.stderr):
@@ -83,7 +84,11 @@ def main(args: argparse.Namespace) -> int:
         print(f"Serving http://{host}:{listener.getsockname()[1]}", flush=True)
         print(f"Models: {', '.join(served.models)}. Ctrl-C ends.", flush=True)
         config = uvicorn.Config(
-            app, access_log=False, log_level="warning", timeout_graceful_shutdown=args.shutdown_timeout
+            app,
+            http=Connection,
+            access_log=False,
+            log_level="warning",
+            timeout_graceful_shutdown=args.shutdown_timeout,
         )
         run(uvicorn.Server(config), listener)
     return 0
