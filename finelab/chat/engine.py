@@ -42,6 +42,7 @@ class Answer:
     sampling: Sampling
     max_tokens: int
     stop: Sequence[str] = ()
+    key: bytes = b""  # the client's, digested: it shares what was computed with no other's
     emit: Callable[[Piece], None] = lambda piece: None
     cancelled: bool = False
     cached: int = 0  # prompt tokens that had been computed before
@@ -164,16 +165,17 @@ class Engine:
     def _seat(self, running: _Running) -> None:
         """Give a new answer the free row that holds most of its prompt; of equal ones the shortest."""
         answer = running.answer
+        owner = (answer.model, answer.key)
         taken = {each.row for each in self._running}
         last = len(answer.prompt) - 1  # the last token is always computed: its logits are needed
         shared = {
-            row: min(self._rows.common(row, answer.model, answer.prompt), last)
+            row: min(self._rows.common(row, owner, answer.prompt), last)
             for row in range(self.max_concurrency)
             if row not in taken
         }
         row = max(shared, key=lambda each: (shared[each], -len(self._rows.tokens[each])))
         del self._rows.tokens[row][shared[row] :]
-        self._rows.owner[row] = answer.model
+        self._rows.owner[row] = owner
         answer.cached = shared[row]
         running.row, running.unread = row, answer.prompt[answer.cached :]
 

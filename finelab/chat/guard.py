@@ -1,4 +1,4 @@
-"""What stands before every route: keys, hosts, body sizes; and each request's id, count and log line."""
+"""What stands before every route: keys, hosts, origins, sizes; and each request's id, count and log line."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ log = logging.getLogger("finelab.serve")
 class Guard:
     """Pure ASGI: Starlette's BaseHTTPMiddleware would hide from the routes that a client has gone."""
 
-    def __init__(self, app: Any, keys: Sequence[str], hosts: Sequence[str], metrics: Metrics) -> None:
+    def __init__(
+        self, app: Any, keys: Sequence[str], origins: Sequence[str], hosts: Sequence[str], metrics: Metrics
+    ) -> None:
         self.app = app
         self.keys = [_digest(key.encode()) for key in keys]
+        self.origins = origins
         self.hosts = hosts
         self.metrics = metrics
 
@@ -44,7 +47,7 @@ class Guard:
             return
         started = time.perf_counter()
         facts: dict[str, Any] = {"id": uuid.uuid4().hex, "status": 500}
-        scope.setdefault("state", {})["facts"] = facts
+        scope.setdefault("state", {}).update(facts=facts, key=b"")
 
         async def numbered(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -61,13 +64,15 @@ class Guard:
             self.note(scope, facts, time.perf_counter() - started)
 
     def check(self, scope: Scope) -> None:
-        """ApiError for a foreign host, a missing key, or a body that says it is too large."""
+        """ApiError for a foreign host or page, a missing key, or a body that says it is too large."""
         headers, path = dict(scope["headers"]), scope["path"]
         if self.hosts and _host(headers.get(b"host", b"")) not in self.hosts:
             message = "this server has no key and answers its own machine only; set a key to use another name"
             raise ApiError(421, "wrong_host", message)
-        if self.keys and path.startswith(CLOSED) and scope["method"] != "OPTIONS":
-            self._check_key(headers.get(b"authorization", b""))
+        if not self.keys:
+            self._check_origin(headers.get(b"origin", b""), headers.get(b"host", b""))
+        elif path.startswith(CLOSED) and scope["method"] != "OPTIONS":
+            scope["state"]["key"] = self._known_key(headers.get(b"authorization", b""))
         if int(headers.get(b"content-length") or 0) > limit(path):
             raise too_large(path)
 
@@ -80,7 +85,18 @@ class Guard:
             json.dumps({**facts, "method": scope["method"], "route": route, "seconds": round(seconds, 3)})
         )
 
-    def _check_key(self, header: bytes) -> None:
+    def _check_origin(self, header: bytes, host: bytes) -> None:
+        # A page elsewhere cannot read an answer, but its form would be worked on without a preflight.
+        origin = header.decode("latin-1").lower()
+        own = origin.partition("://")[2] == host.decode("latin-1").lower()
+        if origin and not own and {origin, "*"}.isdisjoint(self.origins):
+            message = (
+                "this server has no key and answers its own page only; --allow-origin URL lets another in"
+            )
+            raise ApiError(403, "wrong_origin", message)
+
+    def _known_key(self, header: bytes) -> bytes:
+        """The digest of the key that was sent."""
         scheme, _, key = header.partition(b" ")
         offered = _digest(key.strip())
         # All keys are compared, each in constant time, so that the time tells nothing.
@@ -88,6 +104,7 @@ class Guard:
         if scheme.lower() != b"bearer" or not known:
             said = "no API key was given" if not header else "this API key is not known here"
             raise ApiError(401, "invalid_api_key", f"{said}; send the header Authorization: Bearer KEY")
+        return offered
 
 
 def limit(path: str) -> int:

@@ -111,14 +111,16 @@ class Routes:
         request: Request,
     ) -> Response:
         param = "messages" if isinstance(body, asked.ChatRequest) else "prompt"
-        size, defaults = len(self.served.tokenizer), self.served.defaults
+        size, defaults, state = len(self.served.tokenizer), self.served.defaults, request.state
         samplings = [body.sampling(number, size, logprobs, **defaults) for number in range(body.n or 1)]
         choices = [
-            Choice(Answer(body.model, prompt, sampling, self._room(prompt, limit, param), body.stops))
+            Choice(
+                Answer(body.model, prompt, sampling, self._room(prompt, limit, param), body.stops, state.key)
+            )
             for prompt in prompts
             for sampling in samplings
         ]
-        work = Work(self.served.engine, self.metrics, choices, request.state.facts)
+        work = Work(self.served.engine, self.metrics, choices, state.facts)
         work.start()
         if body.stream:
             return EventStream(work.events(shape, body.with_usage), work)

@@ -11,12 +11,13 @@ class Rows:
     """One row per sequence, left-aligned; `look` says which rows and positions the next forward is about.
 
     A row that nobody uses keeps its keys and values, so that a later prompt with the same beginning need not
-    compute them again. `tokens[row]` is what a row holds, `owner[row]` the model that computed it.
+    compute them again. `tokens[row]` is what a row holds, `owner[row]` the model that computed it
+    and the key of the client who asked: how much was computed before would tell what another one asked.
     """
 
     def __init__(self, rows: int) -> None:
         self.tokens: list[list[int]] = [[] for _ in range(rows)]
-        self.owner = [""] * rows
+        self.owner = [("", b"")] * rows
         self._layers: list[tuple[Any, Any]] = []  # (keys, values) of shape (rows, heads, positions, size)
         self._rows: list[int] = []
         self._span = slice(0)
@@ -52,8 +53,8 @@ class Rows:
             torch.arange(self._end) <= torch.tensor(placed)[:, None, :, None],
         )
 
-    def common(self, row: int, owner: str, prompt: list[int]) -> int:
-        """How many tokens at the beginning of `prompt` the row holds already, as this model computed them."""
+    def common(self, row: int, owner: tuple[str, bytes], prompt: list[int]) -> int:
+        """How many tokens at the beginning of `prompt` the row holds already, for this owner."""
         if self.owner[row] != owner:
             return 0
         pairs = zip(self.tokens[row], prompt, strict=False)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import mimetypes
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from openai.types import Completion
@@ -29,6 +28,11 @@ from finelab.chat.routes import Routes, Served
 
 # Browsers run no module and no style sheet of another type, and Windows takes types from its registry.
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",  # asked for anew, by its ETag: no old script under new HTML
+    "Content-Security-Policy": "frame-ancestors 'none'",  # the rest of the policy is in index.html
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class ErrorDetail(BaseModel):
@@ -66,7 +70,7 @@ def build_app(
     app.add_route("/docs", docs_page.show, include_in_schema=False)  # FastAPI's runs scripts of a CDN
     metrics = Metrics(served.engine)
     _add_routes(app, Routes(served, metrics))
-    app.add_middleware(Guard, keys=keys, hosts=hosts, metrics=metrics)  # type: ignore[arg-type]
+    app.add_middleware(Guard, keys=keys, origins=origins, hosts=hosts, metrics=metrics)  # type: ignore[arg-type]
     if origins:
         app.add_middleware(
             CORSMiddleware,
@@ -88,16 +92,23 @@ def _add_page(app: FastAPI, page: Path) -> None:
     """The page's files under their own names: one mount at / would answer for every unknown route."""
     for suffix, kind in TYPES.items():
         mimetypes.add_type(kind, suffix)
+    files = PageFiles(directory=page, html=True)
     for path in page.iterdir():
         if path.is_dir():
-            app.mount(f"/{path.name}", StaticFiles(directory=path))
+            app.mount(f"/{path.name}", PageFiles(directory=path))
         else:
-            app.add_route(f"/{path.name}", partial(_file, path))
-    app.add_route("/", partial(_file, page / "index.html"))
+            app.add_route(f"/{path.name}", files)  # type: ignore[arg-type]  # an application of its own
+    app.add_route("/", files)  # type: ignore[arg-type]
 
 
-async def _file(path: Path, _: Request) -> Response:
-    return FileResponse(path)
+class PageFiles(StaticFiles):
+    """Files with `PAGE_HEADERS`."""
+
+    def file_response(self, *values: Any, **keywords: Any) -> Response:
+        """The file, or 304 when the browser has it."""
+        response = super().file_response(*values, **keywords)
+        response.headers.update(PAGE_HEADERS)
+        return response
 
 
 def _add_routes(app: FastAPI, routes: Routes) -> None:

@@ -108,6 +108,14 @@ def test_nothing_is_reused_of_another_model(engine):
         assert asked.answer.cached == 0
 
 
+def test_nothing_is_reused_of_another_key(engine):
+    for key, reused in ((b"mine", 0), (b"hers", 0), (b"mine", 4)):
+        asked = Asked([1, 2, 3, 4, 5], key=key)
+        engine.submit([asked.answer])
+        asked.result()
+        assert asked.answer.cached == reused
+
+
 def test_an_end_token_ends_the_answer_and_is_no_text(model, tokenizer):
     forced = Sampling(temperature=0, logit_bias={tokenizer.eos_token_id: 1000})
     with Engine(model, tokenizer) as running:

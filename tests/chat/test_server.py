@@ -36,6 +36,23 @@ def test_the_pages_files_have_the_types_that_browsers_ask_for(served, tmp_path, 
         assert client.get(path).headers["content-type"].split(";")[0] == kind
 
 
+def test_a_page_that_was_changed_is_seen_and_one_that_was_not_is_not_sent_again(served, tmp_path):
+    (tmp_path / "index.html").write_text("old", encoding="utf-8")
+    (tmp_path / "vendor").mkdir()
+    (tmp_path / "vendor" / "file.js").write_text("1", encoding="utf-8")
+    client = TestClient(build_app(served, page=tmp_path))
+    seen = {}
+    for path in ("/", "/index.html", "/vendor/file.js"):
+        first = client.get(path)
+        assert first.headers["cache-control"] == "no-cache"
+        assert first.headers["content-security-policy"] == "frame-ancestors 'none'"
+        assert first.headers["x-content-type-options"] == "nosniff"
+        seen[path] = {"If-None-Match": first.headers["etag"]}
+        assert client.get(path, headers=seen[path]).status_code == 304
+    (tmp_path / "index.html").write_text("the new one", encoding="utf-8")
+    assert client.get("/", headers=seen["/"]).text == "the new one"
+
+
 def test_the_docs_list_every_route(served):
     client = TestClient(build_app(served))
     text = client.get("/docs").text

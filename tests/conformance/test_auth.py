@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.conformance.conftest import error_of
-from tests.conformance.server import KEYS, ORIGIN
+from tests.conformance.server import KEYS, ORIGIN, Server
 
 OPEN = {"/", "/health", "/docs", "/openapi.json"}
 PREFLIGHT = {  # as a browser asks for openai's JavaScript client
@@ -105,6 +105,19 @@ def test_an_open_server_needs_no_key(small):
         assert client.get("/v1/models", headers={"Authorization": "Bearer anything"}).status_code == 200
 
 
+def test_what_another_key_asked_is_not_told(own_server, base):
+    """How many tokens are cached would say whether somebody asked the same before."""
+    question = {"role": "user", "content": "Is the merger with Initech on the first of May?"}
+    body = {"model": base, "messages": [question], "max_tokens": 1}
+    first, second = KEYS
+    cached = []
+    for key in (first, first, second, second):
+        with own_server.address.http(headers={"Authorization": f"Bearer {key}"}) as client:
+            usage = client.post("/v1/chat/completions", json=body).json()["usage"]
+        cached.append(usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1)
+    assert cached[1:] == [True, False, True]
+
+
 def test_the_log_has_no_key_and_no_prompt(own_server, chat, nobody):
     chat("A very secret question", max_tokens=1)
     nobody.get("/v1/models", headers={"Authorization": "Bearer a-mistyped-key"})
@@ -155,6 +168,28 @@ def test_a_preflight_needs_no_key(own_server):
     assert response.headers["access-control-allow-origin"] == ORIGIN
     allowed = response.headers["access-control-allow-headers"].lower().split(",")
     assert {each.strip() for each in allowed} >= set(PREFLIGHT["Access-Control-Request-Headers"].split(","))
+
+
+@pytest.mark.parametrize("origin", [ORIGIN, "null", "http://localhost:1"])
+def test_an_open_server_does_no_work_for_another_page(small, origin):
+    """A form is sent without a preflight, and the model would compute though nobody may read the answer."""
+    with small.http(headers={"Origin": origin}) as client:
+        for response in (
+            client.get("/v1/models"),
+            client.post("/v1/audio/transcriptions", data={"model": "a"}),
+        ):
+            assert response.status_code == 403
+            assert error_of(response)["code"] == "wrong_origin"
+
+
+def test_an_open_server_works_for_its_own_page_and_one_that_it_allows(small, tiny_base):
+    with small.http(headers={"Origin": small.url}) as client:
+        assert client.get("/v1/models").status_code == 200
+    with (
+        Server("--model", tiny_base, "--dtype=float32", f"--allow-origin={ORIGIN}") as server,
+        server.address.http(headers={"Origin": ORIGIN}) as client,
+    ):
+        assert client.get("/v1/models").status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", ""])
