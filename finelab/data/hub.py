@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ from finelab.errors import LabError
 _LOG_IN = "log in with `hf auth login` or HF_TOKEN"
 _LOCAL = "give a local file with --data"
 _STOPPED = "stopped sending it; try again later"
+_CONFIGS = re.compile(r"available configs: \['(.+?)'\]")
 _TOKEN = re.compile(r"hf_\w+")
 
 
@@ -27,7 +29,10 @@ def load(name: str, revision: str | None) -> tuple[str, Any]:
     except Exception as error:  # the two clients raise a dozen kinds
         raise LabError(_sentence(name, revision, error)) from error
     if "train" not in splits:
-        raise LabError(f"the data set {name!r} has no split named train; there are: {', '.join(splits)}.")
+        raise LabError(
+            f"the data set {name!r} has no split named train; there are: {', '.join(splits)}; "
+            f"{_saved(name, split=next(iter(splits)))}."
+        )
     # when the Hub stops answering halfway, `datasets` takes any older copy from its cache
     if not all(commit in file["filename"] for file in splits["train"].cache_files):
         raise LabError(f"the data set {name!r} cannot be loaded at {commit[:7]}: the Hub {_STOPPED}.")
@@ -47,6 +52,12 @@ def _sentence(name: str, revision: str | None, error: BaseException) -> str:
         "on the Hugging Face Hub either": f"cannot be loaded: {hub} {_STOPPED}, or {_LOCAL}",
         "Invalid credentials": f"cannot be loaded: {hub} refuses your token; {_LOG_IN} again",
     }
+    if configs := _CONFIGS.search(said):
+        names = configs[1].split("', '")
+        texts["available configs"] = (
+            f"has several configurations, and none is the default; there are: {', '.join(names)}; "
+            f"{_saved(name, names[0], split='train')}"
+        )
     kinds = {
         errors.GatedRepoError: gated,
         errors.RevisionNotFoundError: f"has no revision {revision!r}; give a branch, a tag or a commit of it",
@@ -59,6 +70,15 @@ def _sentence(name: str, revision: str | None, error: BaseException) -> str:
     meanings += [meaning for kind, meaning in kinds.items() if _has_cause(error, kind)]
     meanings += [f"cannot be loaded ({said[:300]}); {_LOCAL}"]
     return f"the data set {name!r} {meanings[0]}."
+
+
+def _saved(*loaded: str, split: str) -> str:
+    """How a part of a data set that the lab does not load becomes a file that it reads."""
+    names = ", ".join(map(json.dumps, loaded))
+    return (
+        f"to train on one of them, save it in Python: from datasets import load_dataset; "
+        f'load_dataset({names}, split="{split}").to_json("chats.jsonl"), and give --data chats.jsonl'
+    )
 
 
 def _said(error: BaseException) -> str:

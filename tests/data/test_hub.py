@@ -121,14 +121,18 @@ def home(tmp_path_factory):
 
 
 OPENED = ["lab/tome", "lab/tome@v1", f"lab/tome@{FIRST}"]
+SAVE = "to train on one of them, save it in Python: from datasets import load_dataset; "
+GIVE = ", and give --data chats.jsonl."
 SENTENCES = {
     "lab/tome@v2": "'lab/tome' has no revision 'v2'; give a branch, a tag or a commit of it",
     "lab/nothing": "'lab/nothing' is not on the Hub, or is private; check the name, or log in",
     "lab/private": "'lab/private' is not on the Hub, or is private; check the name, or log in",
     "lab/gated": "'lab/gated' is gated; accept its terms at http://127.0.0.1:",
-    "lab/test-only": "'lab/test-only' has no split named train; there are: validation, test",
+    "lab/test-only": "'lab/test-only' has no split named train; there are: validation, test; "
+    + f'{SAVE}load_dataset("lab/test-only", split="validation").to_json("chats.jsonl"){GIVE}',
     "lab/script": "'lab/script' needs its own code, which is never run; give a local file with --data",
-    "lab/configs": "available configs: ['short', 'long']",
+    "lab/configs": "has several configurations, and none is the default; there are: short, long; "
+    + f'{SAVE}load_dataset("lab/configs", "short", split="train").to_json("chats.jsonl"){GIVE}',
     "lab/garbage": "'lab/garbage' cannot be loaded (ArrowInvalid: Parquet magic bytes not found",
     "lab/empty": "doesn't contain any data files",
     "lab/lost": "stopped sending it; try again later, or give a local file with --data",
