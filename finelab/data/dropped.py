@@ -10,6 +10,10 @@ from typing import Any
 
 from finelab.errors import LabError
 
+EXPECTED = (
+    "expected turns in `conversations` or `messages`, or a question and an answer as in prompt/completion or "
+    "instruction/output"
+)
 LONGEST = 20_000  # characters of a dropped row that are kept
 
 
@@ -60,8 +64,7 @@ class DroppedRows:
         raise LabError(
             f"{lost:,} of {rows_in:,} rows cannot be used{limit}.\n"
             + "\n".join(["     rows   share  reason", *lines])
-            + "\nExpected turns in `conversations` or `messages`, or a question and an answer as in "
-            f"prompt/completion or instruction/output; mend these rows{way}."
+            + f"\n{EXPECTED[0].upper()}{EXPECTED[1:]}; mend these rows{way}."
         )
 
     def __enter__(self) -> DroppedRows:
@@ -84,6 +87,8 @@ def none_usable(rows: int, reasons: Counter[str], max_seq_length: int) -> LabErr
         way = f"raise model.max_seq_length = {max_seq_length}, or "
     elif "min_trained_tokens" in most:
         way = "lower data.min_trained_tokens, or "
+    elif "chat template" not in most:
+        way = f"{EXPECTED}: "
     return LabError(f"none of {rows:,} rows can be used ({most_common(reasons)}); {way}mend the rows.")
 
 

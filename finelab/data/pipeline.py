@@ -107,8 +107,7 @@ def example(source: Source, chats: ChatTokenizer) -> TokenizedRow:
             read += found.rows_in
             for row in found.dropped:
                 dropped.add(source.name, row.number, row.reason)
-        dropped.check(read, 0)
-    raise AssertionError("check() raises when no row is left")
+    raise none_usable(read, dropped.counts, chats.max_seq_length)
 
 
 def cache_key(recipe: Recipe, sources: Sequence[Source], tokenizer: Any) -> str:
@@ -121,6 +120,7 @@ def cache_key(recipe: Recipe, sources: Sequence[Source], tokenizer: Any) -> str:
         recipe.training.per_device_train_batch_size,
         recipe.training.seed,
         tokenizer.chat_template,
+        tokenizer.eos_token,
         tokenizer.backend_tokenizer.to_str(),
         code,
     ]

@@ -81,6 +81,12 @@ def trained_spans(
         end = text.find(end_token, len(prompt)) + len(end_token)
         trained = text[len(prompt) : end]
         if not text.startswith(prompt) or not _is_answer(trained, message, end_token):
+            if other := _other_end(tokenizer, text, prompt, message):
+                raise LabError(
+                    f"the chat template ends answers with {other!r}, but the tokenizer's eos_token is "
+                    f"{end_token!r}, so no end would be learned; take a model in which they are the same, or "
+                    f"a copy of this one whose tokenizer_config.json has {other!r} for its eos_token."
+                )
             raise LabError(
                 "the chat template does not put the answer right behind its own prompt, so it is "
                 f"unknown what to train on: expected {message['content'][:40]!r} and {end_token!r} "
@@ -90,17 +96,26 @@ def trained_spans(
     return text, spans
 
 
+def _other_end(tokenizer: Any, text: str, prompt: str, message: Message) -> str | None:
+    """The control token that stands right behind an answer."""
+    said = prompt + message["content"].strip()
+    behind = text[len(said) :].lstrip() if text.startswith(said) else ""
+    return next(filter(behind.startswith, control_tokens(tokenizer)), None)
+
+
 class ChatTemplate:
     """A tokenizer's chat template at one date, with the header that it writes before each answer.
 
-    LabError for a template that changes answers or whose answers cannot be told from the rest.
-    `renders_tool_calls` says whether it writes tool calls down, to be learned like any answer.
+    LabError for a template that changes what is said or whose answers cannot be told from the rest.
+    `renders_tool_calls` says whether it writes tool calls down, to be learned like any answer,
+    `renders_system` whether it writes a system turn or refuses it, rather than leave it out.
     """
 
     def __init__(self, tokenizer: Any, date_string: str) -> None:
         self.tokenizer = tokenizer
         self.date_string = date_string
         self.end_token: str = tokenizer.eos_token
+        self.renders_system = True
         try:
             self.header = _answer_header(tokenizer, date_string)
             for probe in PROBES:
@@ -115,8 +130,11 @@ class ChatTemplate:
         """What `trained_spans` gives, from a single rendering, for messages as `standardize` makes them.
 
         These hold no control token, so a header in the text is always the template's own. Unusable
-        when the template refuses the conversation or does not write an answer as it is.
+        when the template refuses the conversation, leaves out its system turn or does not write an answer
+        as it is.
         """
+        if messages[0]["role"] == "system" and not self.renders_system:
+            raise Unusable("the chat template leaves out the system turn")
         try:
             text = render(self.tokenizer, messages, self.date_string, tools=tools)
         except TemplateError as error:
@@ -153,6 +171,12 @@ class ChatTemplate:
                 f"the chat template does not write {self.header!r} before every answer and only there, "
                 "so it is unknown what to train on; take another model or mend its chat template."
             )
+        if text.count(ODD) < len(probe) - (probe[0] is SYSTEM):
+            raise LabError(
+                "the chat template leaves out or changes a part of a question, so it is unknown what is "
+                "answered; take another model or mend its chat template."
+            )
+        self.renders_system &= text.count(ODD) >= len(probe)
 
     def _renders_tool_calls(self) -> bool:
         try:
@@ -168,7 +192,13 @@ def _answer_header(tokenizer: Any, date_string: str) -> str:
     if not tokenizer.chat_template:
         raise LabError("the tokenizer has no chat template; take the model's Instruct version.")
     question = render(tokenizer, [QUESTION], date_string)
-    header = render(tokenizer, [QUESTION], date_string, add_generation_prompt=True).removeprefix(question)
+    prompt = render(tokenizer, [QUESTION], date_string, add_generation_prompt=True)
+    if not prompt.startswith(question):
+        raise LabError(
+            "the chat template writes a question otherwise when an answer is to follow, so it is unknown "
+            "where the answer begins; take another model or mend its chat template."
+        )
+    header = prompt.removeprefix(question)
     control = control_tokens(tokenizer)
     if tokenizer.eos_token not in control or not control_pattern(control).search(header):
         raise LabError(

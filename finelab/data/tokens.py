@@ -113,7 +113,7 @@ class ChatTokenizer:
             if length and "tool_calls" not in first_too_long:
                 return length, True
         if not fitting:
-            raise Unusable("first answer longer than max_seq_length")
+            raise Unusable("the first answer ends behind max_seq_length")
         return answers[fitting - 1][1], False
 
 

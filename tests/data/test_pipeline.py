@@ -1,10 +1,12 @@
 """The whole data stage over real files."""
 
+import copy
 import json
 
 import pytest
 
 from finelab import LabError, data, recipe
+from finelab.data import pipeline
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,7 @@ def test_the_numbers_add_up_and_every_row_is_somewhere(prepared, write_rows, pre
         "no answer to a question": 1,
         "no conversation column among: 'text'": 1,
         "duplicate of another row": 3,
-        "first answer longer than max_seq_length": 1,
+        "the first answer ends behind max_seq_length": 1,
     }
     assert report["train_rows"] + report["heldout_rows"] == 200
     assert not set(ids(made, "train")) & set(ids(made, "heldout"))
@@ -91,6 +93,14 @@ def test_an_unchanged_input_is_not_processed_twice_and_a_changed_one_is(prepared
     assert prepared(path, date_string="1 Jan 2025").folder != first.folder
     assert prepared(write_rows(many(61))).folder != first.folder
     assert "nothing changed" not in capsys.readouterr().out
+
+
+def test_another_end_token_is_prepared_anew(preset, tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "<|endoftext|>"
+    sources = [data.open_source("embedded")]
+    keys = [pipeline.cache_key(preset, sources, each) for each in (tokenizer, copy.copy(tokenizer), other)]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_rows_stay_on_their_side_when_others_are_added(prepared, write_rows):
@@ -153,12 +163,26 @@ def test_the_example_is_the_first_row_that_can_be_trained_on(write_rows, chats, 
     assert learned.startswith(f"{answer}<|im_end|>")
 
 
-def test_without_an_example_the_reasons_are_told_and_no_limit(write_rows, chats):
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            [{"text": "?"}, *[row("q", "long " * 3000)] * 2],
+            "(2 x the first answer ends behind max_seq_length, 1 x no conversation column among: 'text'); "
+            "raise model.max_seq_length = 2048, or mend the rows.",
+        ),
+        (
+            [{"text": "?"}, {"text": "!"}, row("long " * 3000, "short")],
+            "(2 x no conversation column among: 'text', 1 x the first answer ends behind max_seq_length); "
+            "expected turns in `conversations` or `messages`, or a question and an answer",
+        ),
+    ],
+    ids=["too long", "no column"],
+)
+def test_without_an_example_the_reasons_are_told_and_what_to_do(write_rows, chats, rows, said):
     with pytest.raises(LabError) as error:
-        data.example(data.open_source(str(write_rows([{"text": "?"}, row("q", "long " * 3000)]))), chats)
-    assert str(error.value).startswith("2 of 2 rows cannot be used.\n")
-    assert "first answer longer than max_seq_length (first: " in str(error.value)
-    assert "limit" not in str(error.value)
+        data.example(data.open_source(str(write_rows(rows))), chats)
+    assert f"none of 3 rows can be used {said}" in str(error.value)
 
 
 def test_sources_are_mixed_by_their_weights(prepared, write_rows):

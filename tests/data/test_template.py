@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,13 @@ def chat(tokenizer):
     return ChatTemplate(tokenizer, DATE)
 
 
+def parsed(text):
+    """Role and content of each turn of a ChatML text, by its headers; SmolLM's begins with a system turn."""
+    turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", text, re.DOTALL)
+    assert "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns) == text
+    return turns
+
+
 contents = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text == text.strip())
 
 
@@ -91,6 +99,7 @@ def test_one_rendering_finds_what_the_prompts_for_each_answer_find(tokenizer, ch
     text, spans = chat.spans(messages)
     assert (text, spans) == trained_spans(tokenizer, messages, DATE)
     assert text == render(tokenizer, messages, DATE)
+    assert parsed(text)[not system :] == [(each["role"], each["content"]) for each in messages]
     answers = [each["content"] for each in messages if each["role"] == "assistant"]
     assert [text[start:end] for start, end in spans] == [f"{each}<|im_end|>" for each in answers]
 
@@ -155,6 +164,11 @@ CHATML = (
         (CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>bot\n'"), "does not put the answer right"),
         (CHATML.replace("<|im_start|>", "### "), "expected control tokens"),
         (CHATML.replace("{% if add_generation_prompt %}", "{% if false %}"), "expected control tokens"),
+        (
+            CHATML.replace("m['content']", "(m['content'][:20] if m['role'] == 'user' else m['content'])"),
+            "leaves out or changes a part of a question",
+        ),
+        (CHATML + "{% if not add_generation_prompt %}Bye.{% endif %}", "writes a question otherwise when"),
         (CHATML + "{% if", "does not take a plain conversation"),
         ("{{ raise_exception('no chatting') }}", "does not take a plain conversation: no chatting"),
         ("<|im_start|>assistant\nHello!<|im_end|>\n" + CHATML, "before every answer and only there"),
@@ -163,6 +177,24 @@ CHATML = (
 def test_a_template_of_no_use_is_refused_with_the_reason(tokenizer, template, problem):
     with pytest.raises(LabError, match=problem):
         ChatTemplate(with_template(tokenizer, template), DATE)
+
+
+def test_a_template_that_ends_answers_with_another_token_is_refused_with_both(tokenizer):
+    other = copy.deepcopy(with_template(tokenizer, CHATML))
+    other.eos_token = "<|endoftext|>"
+    with pytest.raises(LabError) as error:
+        ChatTemplate(other, DATE)
+    said = "ends answers with '<|im_end|>', but the tokenizer's eos_token is '<|endoftext|>'"
+    assert said in str(error.value)
+    assert "tokenizer_config.json has '<|im_end|>'" in str(error.value)
+
+
+def test_a_system_turn_that_the_template_leaves_out_leaves_out_the_row(tokenizer):
+    silent = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+    chat = ChatTemplate(with_template(tokenizer, silent), DATE)
+    assert learned(chat, [USER, ANSWER]) == ["a\n\n 👋🏽<|im_end|>"]
+    with pytest.raises(Unusable, match="leaves out the system turn"):
+        chat.spans([SYSTEM, USER, ANSWER])
 
 
 def test_a_template_without_system_turns_serves_the_other_rows(tokenizer):

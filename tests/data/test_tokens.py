@@ -137,8 +137,8 @@ def test_hard_rows(chats, tokenizer, header, row):
 
 
 def check_real_rows(chats, header, tool_calls):
-    conversations = real_conversations(chats.template.tokenizer, 1_000, tool_calls)
-    assert len(conversations) > 800
+    conversations = real_conversations(chats.template.tokenizer, 2_500, tool_calls)
+    assert len(conversations) > 2_000
     check_rows(chats, header, conversations)
     for truncation in TRUNCATION:
         for conversation in conversations[:300]:
@@ -194,7 +194,7 @@ def cut(chats, row, limit, truncation):
         ("drop", 61, "", "longer than max_seq_length", False),
         ("cut_turn", 61, "One answer.<|im_end|>", None, False),
         ("cut_turn", 35, "One answer.<|im_end|>", None, False),
-        ("cut_turn", 34, "", "first answer longer than max_seq_length", False),
+        ("cut_turn", 34, "", "the first answer ends behind max_seq_length", False),
         (
             "cut",
             61,
@@ -207,7 +207,7 @@ def cut(chats, row, limit, truncation):
         ("cut", 49, "One answer.<|im_end|>", None, False),
         ("cut", 37, "One answer.<|im_end|>", None, False),
         ("cut", 34, "One answer.", None, True),
-        ("cut", 33, "", "first answer longer than max_seq_length", False),
+        ("cut", 33, "", "the first answer ends behind max_seq_length", False),
     ],
 )
 def test_where_a_long_row_is_cut(chats, truncation, limit, learned, dropped, cut_answer):
@@ -287,9 +287,9 @@ def test_rows_that_cannot_be_used_are_named_with_the_reason(tokenizer):
     rows = [[("user", "q"), ("assistant", "a")], [("user", "q"), ("assistant", "word " * 100)], LONG]
     result = tokenize(tokenizer, canonical(tokenizer, rows), 60, DATE)
     assert [(row.conversation.number, row.truncated) for row in result.rows] == [(1, False), (3, True)]
-    assert result.dropped == [(2, "first answer longer than max_seq_length")]
+    assert result.dropped == [(2, "the first answer ends behind max_seq_length")]
     with pytest.raises(
-        LabError, match=r"none of 1 rows .*1 x first answer.* raise model\.max_seq_length = 60"
+        LabError, match=r"none of 1 rows .*1 x the first answer.* raise model\.max_seq_length = 60"
     ):
         tokenize(tokenizer, canonical(tokenizer, rows[1:2]), 60, DATE)
 
