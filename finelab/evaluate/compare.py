@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -18,6 +19,7 @@ IMPROVED, NO_CHANGE, WORSE, TOO_FEW = "improved", "no measurable change", "worse
 # With 5 rows 7 % of A/A comparisons were called a change, from 8 on 6 % (benchmarks/calibration.py).
 MIN_ROWS = 8
 DRAWN_AT_ONCE = 2_000_000  # row numbers of the bootstrap that are held in memory
+GROUPS = 40  # with numbers of their own, where their names come from the data
 NATS = "nats per token"
 
 
@@ -185,15 +187,25 @@ def by_group(
     order: Iterable[str] | None = None,
     questions: Sequence[str] | None = None,
 ) -> dict[str, Comparison]:
-    """A comparison for each group of rows that occurs, in the order given, else in the alphabet's."""
+    """A comparison for each group of rows that occurs, in the order given, else in the alphabet's.
+
+    Without an order the `GROUPS` largest are compared, and how many are left out is printed.
+    """
     array = np.array(groups)
     asked = np.arange(len(array)) if questions is None else np.array(questions)
-    wanted = sorted(set(groups)) if order is None else order
+    wanted = _largest(groups) if order is None else order
     return {
         group: compare(base[array == group], tuned[array == group], questions=asked[array == group])
         for group in wanted
         if (array == group).any()
     }
+
+
+def _largest(groups: Sequence[str]) -> list[str]:
+    sizes = Counter(groups)
+    if len(sizes) > GROUPS:
+        print(f"{len(sizes) - GROUPS} of {len(sizes)} groups are left out, those with the fewest rows.")
+    return sorted(name for name, _ in sizes.most_common(GROUPS))
 
 
 def by_kind(rows: Any, base: NDArray[np.float64], tuned: NDArray[np.float64]) -> dict[str, Comparison]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from finelab.show.figures import BLUE, GREY, ORANGE, _axes, token_picture
+from finelab.show.figures import BLUE, GREY, ORANGE, _axes, name_rows, token_picture
 
 FULL_COLOUR = 3.0  # nats of change from which on a token has the full colour
 TABLE = "<style>.fl-answers td {text-align: left; vertical-align: top; white-space: pre-wrap}</style>"
@@ -40,7 +40,7 @@ def intervals(
         face = "white" if verdict == "too few rows to tell" else colour
         axes.plot([difference], [row], "o", color=colour, markerfacecolor=face, markersize=5)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(names)), list(names))
+    name_rows(axes, names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     return figure
 

@@ -42,7 +42,8 @@ def histogram(values: Sequence[int], xlabel: str, title: str) -> Any:
 def bars(names: Sequence[str], values: Sequence[float], xlabel: str, title: str) -> Any:
     """One horizontal bar for each name."""
     figure, axes = _axes(title, xlabel, "", height=0.6 + 0.35 * len(names))
-    axes.barh(list(names), list(values), color=BLUE, alpha=0.85)
+    axes.barh(range(len(names)), list(values), color=BLUE, alpha=0.85)
+    name_rows(axes, names)
     axes.invert_yaxis()
     return figure
 
@@ -55,7 +56,7 @@ def paired_bars(
     rows = np.arange(len(names))
     axes.barh(rows - 0.2, before, height=0.38, color=GREY, label="base")
     axes.barh(rows + 0.2, after, height=0.38, color=BLUE, label="tuned")
-    axes.set_yticks(rows, list(names))
+    name_rows(axes, names)
     axes.invert_yaxis()
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -157,6 +158,11 @@ def token_picture(
     return figure
 
 
+def name_rows(axes: Any, names: Sequence[str]) -> None:
+    """Write each row's name, in which a `$` is no formula: it may come from the data."""
+    axes.set_yticks(range(len(names)), list(names), parse_math=False)
+
+
 def _axes(title: str, xlabel: str, ylabel: str, height: float = 3.2) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
@@ -167,7 +173,7 @@ def _axes(title: str, xlabel: str, ylabel: str, height: float = 3.2) -> tuple[An
 
 
 def _dress(axes: Any, title: str, xlabel: str, ylabel: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(title, loc="left", fontsize=11, parse_math=False)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     for side in ("top", "right"):

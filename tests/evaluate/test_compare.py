@@ -131,6 +131,13 @@ def test_groups_come_in_the_alphabets_order_and_hold_their_own_rows():
     assert groups["b"].base == pytest.approx(4 / 20)
 
 
+def test_of_many_groups_the_largest_are_compared_and_the_others_counted(capsys):
+    names = [f"source {number:02}" for number in range(50)]
+    base = rows(np.ones(90))
+    assert list(by_group(names + names[10:], base, base)) == names[10:]
+    assert "10 of 50 groups are left out, those with the fewest rows." in capsys.readouterr().out
+
+
 def test_lengths_are_those_of_the_answers():
     base = np.array([[1.0, 5.0], [1.0, 31.0], [1.0, 32.0], [1.0, 200.0]])
     found = by_length(base, base)

@@ -36,6 +36,20 @@ def test_each_verdict_of_an_interval_looks_different():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize("name", ["$a_b$", "$\\frac$", "100 $", "$x$ and $y"])
+def test_a_name_out_of_the_data_is_no_formula(name):
+    """matplotlib takes what stands between two dollars for one, and stops where it is none."""
+    figures = [
+        show.intervals([name], [0.1], [(0.0, 0.2)], ["worse"], title=name),
+        show.bars([name], [1.0], "tokens", name),
+        show.paired_bars([name], [1.0], [2.0], "nats", name),
+    ]
+    for figure in figures:
+        [axes] = figure.axes
+        assert show.png(figure)
+        assert [label.get_text() for label in axes.get_yticklabels()] == [name]
+
+
 def test_a_tokens_colour_says_direction_and_size():
     figure = show.token_changes(["ask", "ed", " well", " badly"], [math.nan, -0.5, -3.0, 2.0])
     unmeasured, little, much, worse = figure.axes[0].patches
