@@ -47,6 +47,7 @@ def report(
         "source": ", ".join(source.name for source in sources),
         "revision": ", ".join(source.revision for source in sources if source.revision),
         "sha256": _sha256(sources),
+        "rows_sha256": _rows_sha256(splits["train"]),
         "broken": [f"{source.name}: {source.broken}" for source in sources if source.broken],
         "rows_in": found.rows_in,
         "rows_chosen": chosen,
@@ -120,3 +121,13 @@ def _sha256(sources: Sequence[Source]) -> str:
     if len(sources) == 1:
         return sources[0].sha256
     return hashlib.sha256("".join(source.sha256 for source in sources).encode()).hexdigest()
+
+
+def _rows_sha256(rows: pa.Table) -> str:
+    """A hash of the rows' tokens and labels, which also another template, tokenizer or lab may change."""
+    digest = hashlib.sha256()
+    for column in ("input_ids", "labels"):
+        for chunk in rows[column].chunks:
+            digest.update(chunk.flatten().to_numpy())
+    digest.update(rows["length"].to_numpy())
+    return digest.hexdigest()

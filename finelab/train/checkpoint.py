@@ -40,6 +40,7 @@ REQUIRED = (
 )
 SHARDED = {"optimizer.pt": "optimizer.bin"}  # its name when it was put together from shards
 SECTIONS = ("model", "data", "lora", "training")
+ROWS_SHA256 = "rows_sha256"  # of the prepared rows; the sources' sha256 stays when the template changes
 DTYPES = ("device", "dtype", "load_in_4bit")
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "accelerate")
 # torch hides the system's reason behind its own two words for a short write; a full disk is the usual one
@@ -141,7 +142,10 @@ def inspect(folder: Path) -> Checkpoint | str:
 def fingerprint(run: Run, trainer: Any) -> dict[str, Any]:
     """All that decides the weights, flat: data, recipe, the trainer's own arguments, dtypes, versions."""
     evidence = run.evidence()
-    found: dict[str, Any] = {"data.sha256": evidence.get("data", {}).get("sha256")}
+    data = evidence.get("data", {})
+    found: dict[str, Any] = {"data.sha256": data.get("sha256")}
+    if ROWS_SHA256 in data:
+        found[f"data.{ROWS_SHA256}"] = data[ROWS_SHA256]
     unseen = without_effect(run.recipe)
     for section in SECTIONS:
         for key, value in dataclasses.asdict(getattr(run.recipe, section)).items():
@@ -170,8 +174,8 @@ def by_step(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """In what two fingerprints differ, as `name: old -> new`."""
-    names = [*old, *(name for name in new if name not in old)]
+    """In what two fingerprints differ, as `name: old -> new`; an older lab did not hash the rows."""
+    names = [*old, *(name for name in new if name not in old and name != f"data.{ROWS_SHA256}")]
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)
     ]

@@ -95,6 +95,19 @@ def test_an_unchanged_input_is_not_processed_twice_and_a_changed_one_is(prepared
     assert "nothing changed" not in capsys.readouterr().out
 
 
+def test_the_rows_hash_follows_their_tokens_and_nothing_else(prepared, write_rows, tokenizer, preset):
+    path = write_rows(many(60))
+    made = prepared(path).report
+    again = prepared(path, max_leaked_share=0.5).report
+    assert (again["sha256"], again["rows_sha256"]) == (made["sha256"], made["rows_sha256"])
+    other = copy.copy(tokenizer)
+    other.chat_template = tokenizer.chat_template.replace("You are a helpful", "You are a")
+    assert other.chat_template != tokenizer.chat_template
+    changed_rows = data.prepare(changed(preset, path), other).report
+    assert changed_rows["sha256"] == made["sha256"]
+    assert changed_rows["rows_sha256"] != made["rows_sha256"]
+
+
 def test_another_end_token_is_prepared_anew(preset, tokenizer):
     other = copy.deepcopy(tokenizer)
     other.eos_token = "<|endoftext|>"

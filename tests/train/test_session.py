@@ -235,16 +235,18 @@ def test_what_was_accepted_is_forgotten_when_training_begins_anew(run):
 
 def test_what_changed_since_the_checkpoint_is_named_and_refused(run, monkeypatch):
     write_json(
-        run.folder / "evidence.json", {"data": {"sha256": "a"}, "machine": {"profile": {"dtype": "a"}}}
+        run.folder / "evidence.json",
+        {"data": {"sha256": "a", "rows_sha256": "c"}, "machine": {"profile": {"dtype": "a"}}},
     )
     train(run, stop_at=3)
-    run.record("data", {"sha256": "b"})
+    run.record("data", {"sha256": "b", "rows_sha256": "d"})
     run.record("machine", {"profile": {"dtype": "b"}})
     edited = changed(run, "lora.lora_alpha=7", "training.session_hours=9.0", "training.save_steps=5")
     with pytest.raises(LabError) as told:
         train(edited, learning_rate=2e-2)
     for name, old, new in (
         ("data.sha256", "'a'", "'b'"),
+        ("data.rows_sha256", "'c'", "'d'"),
         ("machine.dtype", "'a'", "'b'"),
         ("lora.lora_alpha", run.recipe.lora.lora_alpha, 7),
         ("training.learning_rate", 0.01, 0.02),
@@ -252,6 +254,13 @@ def test_what_changed_since_the_checkpoint_is_named_and_refused(run, monkeypatch
         assert f"{name}: {old} -> {new}" in str(told.value)
     assert "session_hours" not in str(told.value)
     assert "save_steps" not in str(told.value)
+
+
+def test_a_checkpoint_of_a_lab_that_did_not_hash_the_rows_goes_on(run):
+    train(run, stop_at=3)
+    run.record("data", {"rows_sha256": "d"})
+    train(run)
+    assert run.evidence()["training"]["resumes"]
 
 
 def test_packed_rows_are_another_training(run):
