@@ -45,10 +45,11 @@ class Guard:
     """Route, method, key and size of each request, checked in this order; ValueError for an empty key."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
-        if not key:
+        if not key.strip():
             raise ValueError("VLLM_API_KEY is empty")
         self.app = app
-        self.key_hash = hashlib.sha256(key.encode()).digest()
+        # A secret made from a file ends with the end of a line, which no header can hold.
+        self.key_hash = hashlib.sha256(key.strip().encode()).digest()
         # vLLM has /sleep and /wake_up, and much worse, only in this mode; see SNAPSHOT in modal_inference.py
         snapshots = os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
         self.routes = OPEN | WITH_KEY | (FOR_SNAPSHOTS if snapshots else {})

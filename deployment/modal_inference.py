@@ -99,7 +99,7 @@ def check(serve: str) -> dict[str, Any]:
     """What the server will find, before a GPU is asked for: {"models": ...} or {"refused": why}."""
     from models_on_volume import Refused, choose
 
-    if len(os.environ["VLLM_API_KEY"].strip()) < 16:
+    if len(secret_key()) < 16:
         return {"refused": f"the VLLM_API_KEY in the secret {SECRET} is shorter than 16 characters."}
     try:
         vllm_command(serve)
@@ -133,7 +133,7 @@ class Server:
     @modal.enter(snap=SNAPSHOT)
     def start(self) -> None:
         """Start vLLM; for a snapshot also wait for it and put its weights to sleep in the memory."""
-        environment = os.environ | {"PYTHONPATH": str(HERE)}
+        environment = os.environ | {"PYTHONPATH": str(HERE), "VLLM_API_KEY": secret_key()}
         if SNAPSHOT:
             environment["VLLM_SERVER_DEV_MODE"] = "1"  # of its routes gate.py lets two through
         self.process = subprocess.Popen(vllm_command(SETTINGS["FINELAB_SERVE"]), env=environment)
@@ -177,9 +177,14 @@ def read_logprobs(url: str, model: str, answers: list[dict[str, Any]]) -> list[l
     return found
 
 
+def secret_key() -> str:
+    """The key; made from a file, the secret ends with the end of a line, which vLLM would ask for too."""
+    return os.environ["VLLM_API_KEY"].strip()
+
+
 def post(url: str, body: dict[str, Any]) -> Any:
     """POST JSON with the key of the secret, which only a container has."""
-    headers = {"Authorization": f"Bearer {os.environ['VLLM_API_KEY']}", "Content-Type": "application/json"}
+    headers = {"Authorization": f"Bearer {secret_key()}", "Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=300) as response:
         return json.loads(response.read() or b"null")

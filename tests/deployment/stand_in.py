@@ -10,10 +10,12 @@ import importlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 
 FLAGS = json.loads((Path(__file__).parent / "vllm_flags.json").read_text(encoding="utf-8"))["flags"]
 
@@ -32,8 +34,10 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
-def application(arguments):
+def application(arguments, key=None):
     app = FastAPI()
+    if key is not None:
+        app.middleware("http")(partial(ask_for, key))
     loras = [item.partition("=") for item in arguments.lora_modules or []]
     models = [arguments.served_model_name[0], *(name for name, _, _ in loras)]
 
@@ -85,6 +89,13 @@ def application(arguments):
     return app
 
 
+async def ask_for(key, request, call_next):
+    """vLLM's own key, compared as the environment has it."""
+    if request.url.path.startswith("/v1") and request.headers.get("Authorization") != f"Bearer {key}":
+        return JSONResponse({"error": "Unauthorized"}, 401)
+    return await call_next(request)
+
+
 class Drained(uvicorn.Server):
     """Says when the last request has ended."""
 
@@ -100,6 +111,8 @@ if __name__ == "__main__":
     if os.environ.get("STAND_IN_FAILS"):
         sys.exit("out of memory")
     config = uvicorn.Config(
-        application(arguments), port=int(os.environ["STAND_IN_PORT"]), log_level="warning"
+        application(arguments, os.environ["VLLM_API_KEY"]),
+        port=int(os.environ["STAND_IN_PORT"]),
+        log_level="warning",
     )
     Drained(config).run()

@@ -174,9 +174,16 @@ def test_a_length_that_is_no_number_does_no_harm(serve):
     assert connection.getresponse().status in (400, 413)
 
 
-def test_an_empty_key_opens_nothing(script):
+@pytest.mark.parametrize("key", ["", "\n"])
+def test_an_empty_key_opens_nothing(script, key):
     with pytest.raises(ValueError, match="VLLM_API_KEY is empty"):
-        script("gate").Guard(None, "")
+        script("gate").Guard(None, key)
+
+
+def test_the_end_of_a_files_line_is_no_part_of_the_key(serve):
+    url = serve(VLLM_API_KEY=f"{KEY}\r\n")
+    assert httpx.post(f"{url}/v1/chat/completions", json=CHAT, headers=BASIC).status_code == 200
+    assert_error(httpx.post(f"{url}/v1/chat/completions", json=CHAT), 401, "invalid_api_key")
 
 
 def test_snapshots_open_two_routes_to_the_key(serve):

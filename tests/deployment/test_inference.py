@@ -45,7 +45,7 @@ def modal(tmp_path):
         "FINELAB_RUNS": str(tmp_path / "runs"),
     }
     with ControlPlane(plane, environment) as modal:
-        modal.add_secret("finelab-api-key", VLLM_API_KEY=KEY)
+        modal.add_secret("finelab-api-key", VLLM_API_KEY=f"{KEY}\n")  # as a secret made from a file has it
         yield modal
 
 
