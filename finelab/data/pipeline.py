@@ -298,7 +298,9 @@ def _check(
     if not sides:
         raise none_usable(chosen, lost, chats.max_seq_length)
     named = {source for table in splits.values() for source in table["source"].unique().to_pylist()}
-    check_sides(sides, named, data.heldout_share, data.heldout_sources, data.validation_share)
+    messages = (rows for table in splits.values() for rows in table["messages"].to_pylist())
+    questions = map(question_key, messages)
+    check_sides(sides, named, questions, data.heldout_share, data.heldout_sources, data.validation_share)
 
 
 def _leaks(

@@ -45,13 +45,15 @@ def side(
 def check_sides(
     sides: Counter[str],
     sources: Iterable[str],
+    questions: Iterable[str],
     heldout_share: float,
     heldout_sources: Sequence[str] = (),
     validation_share: float = 0.0,
 ) -> None:
     """LabError when no row is of a held-out source, or a side that was asked for has no row.
 
-    `sides` counts the rows of each side, `sources` are those that any row has.
+    `sides` counts the rows of each side, `sources` are those that any row has, `questions` the rows'
+    `question_key`, which are looked at only to say why.
     """
     known = set(sources)
     if missing := sorted(set(heldout_sources) - known):
@@ -60,10 +62,15 @@ def check_sides(
             f"there are: {', '.join(sorted(known)[:20])}."
         )
     if not sides[TRAIN] or not sides[BY_ROW]:
+        if sides.total() > 1 and len(set(questions)) == 1:
+            raise LabError(
+                f"all {sides.total()} rows have the same first question, so they fall to one side, and both "
+                "training and held-out rows are needed: put what tells them apart into the first question."
+            )
         raise LabError(
             f"of {sides.total()} rows {sides[TRAIN]} fell to training and {sides[BY_ROW]} to the held-out "
             f"rows (rows with the same first question fall together); both are needed: give more rows, "
-            f"or change data.heldout_share = {heldout_share}."
+            f"raise data.limit where it is set, or change data.heldout_share = {heldout_share}."
         )
     if validation_share and not sides[VALIDATION]:
         raise LabError(

@@ -240,6 +240,14 @@ def test_rows_that_are_all_too_long_are_told_what_to_raise(prepared, write_rows)
         prepared(write_rows([*[row("q", "long " * 3000)] * 5, row("r", "long " * 3000)]))
 
 
+def test_rows_with_one_question_are_told_so(prepared, write_rows):
+    rows = [row("Classify.", f"kind {n}") for n in range(60)]
+    with pytest.raises(LabError, match="all 60 rows have the same first question"):
+        prepared(write_rows(rows))
+    with pytest.raises(LabError, match=r"of 4 rows .* raise data\.limit where it is set"):
+        prepared(write_rows(many(60)), limit=4)
+
+
 def test_near_duplicates_go_when_they_are_asked_to(prepared, write_rows):
     text = " ".join(f"word{n}" for n in range(100))
     rows = [*many(60), row("Say it.", text), row("Say it.", text + " more")]

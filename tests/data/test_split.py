@@ -81,21 +81,26 @@ def test_an_unknown_source_names_the_known_ones():
     with pytest.raises(
         LabError, match=r"data\.heldout_sources: no row has the source 'c'; there are: a, b\."
     ):
-        check_sides(Counter({TRAIN: 5, BY_ROW: 5}), ["b", "a", "b"], 0.2, ["a", "c"])
+        check_sides(Counter({TRAIN: 5, BY_ROW: 5}), ["b", "a", "b"], [], 0.2, ["a", "c"])
 
 
 @pytest.mark.parametrize("sides", [{}, {TRAIN: 9}, {BY_ROW: 9}, {TRAIN: 9, BY_FAMILY: 9}])
 def test_an_empty_side_is_refused(sides):
-    with pytest.raises(LabError, match=r"both are needed: .* data\.heldout_share = 0\.2"):
-        check_sides(Counter(sides), ["a"], 0.2)
+    with pytest.raises(LabError, match=r"both are needed: .* data\.limit .* data\.heldout_share = 0\.2"):
+        check_sides(Counter(sides), ["a"], ["q", "r"], 0.2)
+
+
+def test_rows_that_share_their_first_question_are_told_so():
+    with pytest.raises(LabError, match="all 9 rows have the same first question"):
+        check_sides(Counter({TRAIN: 9}), ["a"], ["q"] * 9, 0.2)
 
 
 def test_a_validation_share_without_rows_is_refused():
     sides = Counter({TRAIN: 9, BY_ROW: 9})
     with pytest.raises(LabError, match=r"none of 18 rows .* data\.validation_share = 0\.01"):
-        check_sides(sides, ["a"], 0.2, (), 0.01)
-    check_sides(sides | Counter({VALIDATION: 1}), ["a"], 0.2, (), 0.01)
+        check_sides(sides, ["a"], [], 0.2, (), 0.01)
+    check_sides(sides | Counter({VALIDATION: 1}), ["a"], [], 0.2, (), 0.01)
 
 
 def test_rows_on_both_sides_pass():
-    check_sides(Counter({TRAIN: 1, BY_ROW: 1}), ["a", "b"], 0.2, ["b"])
+    check_sides(Counter({TRAIN: 1, BY_ROW: 1}), ["a", "b"], [], 0.2, ["b"])
