@@ -201,7 +201,7 @@ def read_tables(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise LabError(f"{path}: not valid TOML: {error}.") from error
+        raise LabError(f"{path}: not valid TOML: {error}{_backslash_hint(text, error)}.") from error
 
 
 def dumps(recipe: Recipe) -> str:
@@ -287,14 +287,23 @@ def _assignment(text: str) -> tuple[tuple[str, str], Any]:
         raise LabError(f"--set {text}: expected section.key=value, for example data.limit=200.")
     if section not in SECTIONS:
         raise LabError(f"--set {text}: no section {section!r}{_nearest(section, SECTIONS)}.")
-    return (section, key.strip()), _parse_value(value.strip())
+    return (section, key.strip()), _parse_value(value.strip(), f"--set {text}")
 
 
-def _parse_value(text: str) -> Any:
+def _parse_value(text: str, where: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
+        if text.startswith(("[", "{", '"', "'")):
+            raise LabError(f"{where}: not valid TOML: {error}{_backslash_hint(text, error)}.") from error
         return text
+
+
+def _backslash_hint(text: str, error: tomllib.TOMLDecodeError) -> str:
+    """What to do about a path of Windows in double quotes, where a backslash begins a code."""
+    place = re.search(r"at line (\d+)", str(error))
+    line = text.split("\n")[int(place[1]) - 1 if place else -1]
+    return "; write paths with / or in single quotes" if "\\" in line else ""
 
 
 def _from_tables(tables: dict[str, Any], where: str) -> Recipe:

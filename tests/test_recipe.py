@@ -67,6 +67,11 @@ def test_set_reads_lists_and_whole_numbers_for_floats(preset):
         ("dta.limit=3", "did you mean 'data'"),
         ("data.limt=3", "did you mean 'limit'"),
         ("data.limit=many", "data.limit: expected int, got 'many'"),
+        (
+            r'data.sources=["C:\Users\me\chats.jsonl"]',
+            "(at line 1, column 15); write paths with / or in single quotes.",
+        ),
+        ('data.sources=["a.jsonl"', "not valid TOML: Unclosed array (at end of document)."),
         ("data.limit=1", "data.limit must be at least 4"),
         ("data.heldout_share=1.5", "data.heldout_share must lie between 0 and 1"),
         ("lora.r=0", "lora.r must be at least 1"),
@@ -115,6 +120,16 @@ def test_a_recipe_file_that_is_not_toml_is_named(tmp_path):
     path.write_text("name = ", encoding="utf-8")
     with pytest.raises(LabError, match=r"recipe\.toml: not valid TOML"):
         recipe.read(path)
+
+
+def test_a_windows_path_in_double_quotes_in_a_recipe_file_is_told(tmp_path, preset):
+    path, windows = tmp_path / "recipe.toml", r"C:\Users\me\chats.jsonl"
+    text = recipe.dumps(recipe.override(preset, ['data.sources=["chats.jsonl"]']))
+    path.write_text(text.replace('"chats.jsonl"', f'"{windows}"'), encoding="utf-8")
+    with pytest.raises(LabError, match=r"not valid TOML: .*; write paths with / or in single quotes\."):
+        recipe.read(path)
+    path.write_text(text.replace('"chats.jsonl"', f"'{windows}'"), encoding="utf-8")
+    assert recipe.read(path).data.sources == (windows,)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
