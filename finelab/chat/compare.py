@@ -8,6 +8,7 @@ from typing import Any
 
 from finelab.chat.model import ChatModel
 from finelab.chat.prompt import plain_conversations
+from finelab.chat.text import printable
 from finelab.data.conversation import Message
 from finelab.show import answers_html
 
@@ -45,7 +46,7 @@ def side_by_side(chat: ChatModel, conversations: Sequence[list[Message]]) -> lis
 def show_answers(answers: Sequence[Answers]) -> None:
     """Print the answers below each other and, in a notebook, show them in columns as escaped text."""
     for each in answers:
-        print(f"Q {each.question}\n  base   {each.base}\n  tuned  {each.tuned}\n")
+        print(printable(f"Q {each.question}\n  base   {each.base}\n  tuned  {each.tuned}\n"))
     from IPython.display import HTML, display
 
     display(HTML(answers_html([asdict(each) for each in answers])))

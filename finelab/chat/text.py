@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character yet
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 and C1 but tab and newline
 
 
 class Text:
@@ -48,6 +50,11 @@ class Text:
         end = len(self._text) - hold
         piece, self._given = self._text[self._given : end], end
         return piece
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which would move a terminal's cursor or change its title."""
+    return CONTROL.sub("", text)
 
 
 def held(text: str, stop: Sequence[str]) -> int:

@@ -64,12 +64,14 @@ class Talk:
 
     def ask(self, question: str) -> None:
         """Print the answer while it comes; Ctrl-C keeps what has come, LabError forgets the question."""
+        from finelab.chat.text import printable
+
         self.messages.append({"role": "user", "content": question})
         answer = ""
         try:
             with closing(self._stream()) as pieces:
                 for piece in pieces:
-                    print(piece, end="", flush=True)
+                    print(printable(piece), end="", flush=True)
                     answer += piece
             print()
         except KeyboardInterrupt:

@@ -93,16 +93,17 @@ def test_side_by_side_asks_both(chat):
     assert answers.tuned == chat.answer(QUESTION, tuned=True, temperature=0)
 
 
-def test_shown_answers_are_text_never_markup(capsys, monkeypatch):
+def test_shown_answers_are_text_never_markup_nor_control_characters(capsys, monkeypatch):
     import IPython.display
 
     from finelab.chat import Answers, show_answers
 
     shown = []
     monkeypatch.setattr(IPython.display, "display", lambda html: shown.append(html.data))
-    show_answers([Answers("q", "r", "<script>alert(1)</script>", "tuned")])
+    show_answers([Answers("q", "r", "<script>alert(1)</script>", "tuned\x1b[2J")])
     assert "<script>" not in shown[0]
     assert "&lt;script&gt;" in shown[0]
+    assert "  tuned  tuned[2J\n" in capsys.readouterr().out
 
 
 def test_a_seed_fixes_a_sampled_answer_and_leaves_the_callers_random_state(chat):

@@ -44,6 +44,21 @@ def test_an_answer_is_printed_and_remembered(capsys):
     ]  # fmt: skip
 
 
+class Escaping:
+    """Clears the screen and names the window, as a model may that was trained on a terminal's log."""
+
+    def stream(self, messages, tuned=True):
+        yield "one\x1b[2J\r\n"
+        yield "\x1b]0;title\x07\ttwo \x9b2J\x7f é🦙"
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys):
+    talk = Talk(Escaping(), system=None, tuned=True)
+    talk.ask("Hello")
+    assert capsys.readouterr().out == "one[2J\n]0;title\ttwo 2J é🦙\n"
+    assert "\x1b" in talk.messages[-1]["content"]  # the model reads what it wrote
+
+
 def test_the_model_is_switched_within_a_conversation(capsys):
     talk = Talk(Echo(), system=None, tuned=True)
     assert talk.command("/base") == "The base model answers now."
