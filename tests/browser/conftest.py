@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.browser.scripted import serving
 
 ROOT = Path(__file__).parents[2]
@@ -16,9 +17,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 @pytest.fixture(scope="package")  # its event loop runs in this thread, where later tests start kernels
 def playwright():
-    api = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
+    api = needs.playwright()
     if not CHROMIUM.exists():
-        pytest.skip("the browser tests need Debian's package chromium")
+        pytest.skip(needs.lacking_program("chromium"))
     api.expect.set_options(timeout=20_000)  # the page shares two cores with the other tests
     with api.sync_playwright() as started:
         yield started

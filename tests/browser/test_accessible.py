@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.browser.scripted import Fail, Say
 from tests.browser.test_chat import ask, ended
 
-expect = pytest.importorskip("playwright.sync_api").expect
+expect = needs.playwright().expect
 pytestmark = pytest.mark.slow
 
 AXE = Path(__file__).parent / "vendor" / "axe.js"  # axe-core 4.14.1, unchanged

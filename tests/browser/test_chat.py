@@ -4,9 +4,10 @@ import re
 
 import pytest
 
+from tests import needs
 from tests.browser.scripted import Fail, Say
 
-expect = pytest.importorskip("playwright.sync_api").expect
+expect = needs.playwright().expect
 pytestmark = pytest.mark.slow
 
 

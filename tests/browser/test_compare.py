@@ -6,10 +6,11 @@ import re
 import pytest
 
 from finelab.data import control_pattern, open_source, standardize
+from tests import needs
 from tests.browser.scripted import Fail, Say, model
 from tests.browser.test_chat import ask
 
-expect = pytest.importorskip("playwright.sync_api").expect
+expect = needs.playwright().expect
 pytestmark = pytest.mark.slow
 
 

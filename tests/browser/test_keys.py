@@ -2,10 +2,11 @@
 
 import pytest
 
+from tests import needs
 from tests.browser.scripted import Say
 from tests.browser.test_chat import ask, ended
 
-expect = pytest.importorskip("playwright.sync_api").expect
+expect = needs.playwright().expect
 pytestmark = pytest.mark.slow
 
 

@@ -4,10 +4,11 @@ import re
 
 import pytest
 
+from tests import needs
 from tests.browser.test_chat import ask, ended
 from tests.conformance.server import Address, generated, load_of, wait_for
 
-expect = pytest.importorskip("playwright.sync_api").expect
+expect = needs.playwright().expect
 pytestmark = pytest.mark.slow
 
 

@@ -5,11 +5,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests import needs
 from tests.browser.hostile import HOSTILE
 from tests.browser.scripted import PAGE, Say, model
 from tests.browser.test_chat import ask, ended
 
-expect = pytest.importorskip("playwright.sync_api").expect
+expect = needs.playwright().expect
 pytestmark = pytest.mark.slow
 
 DANGEROUS = (

@@ -74,7 +74,7 @@ def test_the_front_matter_names_the_app_and_a_version():
 
 @pytest.mark.slow
 def test_the_space_runs_in_a_browser(page, server):
-    pytest.importorskip("gradio", reason="367 MB that CI does not install; run by hand with gradio 6.31.0")
+    pytest.importorskip("gradio", reason="gradio is 367 MB, which CI leaves out: pip install gradio==6.31.0")
     from playwright.sync_api import expect
 
     evil = '<img src="x" onerror="window.pwned=1">'

@@ -5,10 +5,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests import needs
 from tests.browser.scripted import PAGE, Say
 from tests.browser.test_chat import ask
 
-expect = pytest.importorskip("playwright.sync_api").expect
+expect = needs.playwright().expect
 pytestmark = pytest.mark.slow
 
 WORDS = "Some *words* of a reply, with `code` and 3 numbers. "

@@ -8,10 +8,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from finelab.evaluate.compare import IMPROVED, NO_CHANGE, TOO_FEW, WORSE
+from tests import needs
 from tests.browser.scripted import Fail, Say, serving
 from tests.browser.test_chat import ask, ended
 
-expect = pytest.importorskip("playwright.sync_api").expect
+expect = needs.playwright().expect
 pytestmark = pytest.mark.slow
 
 

@@ -4,12 +4,13 @@ import subprocess
 
 import pytest
 
+from tests import needs
 from tests.browser import sound
 from tests.browser.conftest import CHROMIUM, FLAGS
 from tests.browser.scripted import Say
 from tests.browser.test_chat import ask, ended
 
-expect = pytest.importorskip("playwright.sync_api").expect
+expect = needs.playwright().expect
 pytestmark = pytest.mark.slow
 
 LONG = "This is the first sentence of a long reply. " + "And here comes another sentence to be read. " * 20
@@ -37,7 +38,7 @@ window.speechSynthesis.speak = (said) => {
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
     if name := sound.missing():
-        pytest.skip(f"the speech tests need the program {name}")
+        pytest.skip(needs.lacking_program(name))
     with sound.null_sink(tmp_path_factory.mktemp("sound")) as env:
         yield env
 

@@ -20,13 +20,11 @@ from finelab.chat.engine import Engine
 from finelab.chat.requests import ApiError
 from finelab.chat.routes import Served
 from finelab.chat.server import build_app
-from tests import tiny
+from tests import needs, tiny
 from tests.conformance.conftest import error_of
 from tests.conformance.server import KEYS, Server, write_tiny_base
 
-needs_voice = pytest.mark.skipif(
-    not voice.installed(), reason="environment/extras/voice.txt is not installed"
-)
+needs_voice = pytest.mark.skipif(not voice.installed(), reason=needs.lacking_extra("voice"))
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 WORDS = set(re.findall(r"\w+", SENTENCE.lower()))
 PROSE = "The children went down to the river, and they looked for the boat. " * 61  # 4,087 characters

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.conformance.conftest import EXTERNAL
 from tests.conformance.server import KEYS, Server
 
@@ -15,7 +16,16 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(EXTERNAL is not None, reason="needs a short context, so that no answer is long"),
     pytest.mark.skipif(
-        importlib.util.find_spec("schemathesis") is None, reason="pip install schemathesis==4.32.5 for this"
+        importlib.util.find_spec("schemathesis") is None,
+        reason=needs.lacking(
+            "schemathesis",
+            "werkzeug",
+            "graphql-core",
+            "harfile",
+            "hypothesis-graphql",
+            "jsonschema-rs",
+            "pyrate-limiter",
+        ),
     ),
 ]
 ASKED = [

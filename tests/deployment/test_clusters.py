@@ -13,6 +13,7 @@ from finelab import run as run_command
 from finelab.files import write_json, write_text
 from finelab.improve import Sweep, create_sweep, outcome, report, table
 from finelab.recipe import load_preset, override
+from tests import needs
 from tests.deployment.conftest import DEPLOYMENT
 
 SETTINGS = {"default": {}, "r8": {"lora.r": 8}, "r4": {"lora.r": 4}, "broken": {"lora.r": 2}}
@@ -39,7 +40,7 @@ def one(trial, runs, retry=False):
 
 @pytest.fixture(scope="module")
 def ray():
-    ray = pytest.importorskip("ray", reason="Ray is an extra: environment/extras/ray.txt")
+    ray = pytest.importorskip("ray", reason=needs.lacking_extra("ray"))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()

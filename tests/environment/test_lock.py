@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import lab
+from tests import needs
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("cpu", "cuda", "paperspace", "windows")
@@ -262,7 +263,7 @@ def conda_specs():
 
 
 def test_conda_can_read_its_file():
-    rattler = pytest.importorskip("rattler")  # the parser of pixi and mamba
+    rattler = pytest.importorskip("rattler", reason=needs.lacking("py-rattler"))  # pixi's and mamba's parser
     read = [str(rattler.MatchSpec(line, strict=True)) for line in conda_specs()]
     assert {"python 3.12.*", "pip"} <= set(read)
     with pytest.raises(Exception, match="malformed version"):

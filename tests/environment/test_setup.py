@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import lab
+from tests import needs
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "environment"
@@ -130,8 +131,9 @@ def windows():
 
 
 def test_the_windows_script_is_powershell(windows):
-    tree_sitter = pytest.importorskip("tree_sitter")
-    grammar = pytest.importorskip("tree_sitter_powershell")
+    reason = needs.lacking("tree-sitter", "tree-sitter-powershell")
+    tree_sitter = pytest.importorskip("tree_sitter", reason=reason)
+    grammar = pytest.importorskip("tree_sitter_powershell", reason=reason)
     parser = tree_sitter.Parser(tree_sitter.Language(grammar.language()))
     assert not parser.parse(windows.encode()).root_node.has_error
     assert parser.parse(windows.replace("}", "", 1).encode()).root_node.has_error

@@ -61,7 +61,7 @@ def model(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not installed, reason="the optional package lm-eval is not installed")
+@pytest.mark.skipif(not installed, reason="lm-eval is not installed: pip install lm-eval")
 def test_an_offline_task_of_ones_own_gives_its_metrics(model, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
@@ -82,7 +82,7 @@ def test_an_offline_task_of_ones_own_gives_its_metrics(model, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not installed, reason="the optional package lm-eval is not installed")
+@pytest.mark.skipif(not installed, reason="lm-eval is not installed: pip install lm-eval")
 def test_an_unknown_task_is_one_sentence(model):
     with pytest.raises(LabError, match="lm_eval failed on no_such_task"):
         harness(model, ["no_such_task"], limit=1)

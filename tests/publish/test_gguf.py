@@ -14,6 +14,7 @@ from transformers.utils.quantization_config import GgufConfig
 
 from finelab import LabError
 from finelab.publish.gguf import export_gguf
+from tests import needs
 from tests.publish.test_merge import LLAMA3_ROPE, edit_json
 from tests.tiny import base_model, tokenizer
 
@@ -21,7 +22,9 @@ SIZES = {"vocab_size": 264, "hidden_size": 256, "intermediate_size": 512, "num_h
 TEXT = "<|im_start|>user\nthe theme, 123 things<|im_end|>\n<|im_start|>assistant\nthe"
 # Mean nats from the safetensors; measured: 3e-8, 0, 2e-3, 0.19, and 0.47 with q and k in the wrong order.
 MAX_KL = {"f16": 1e-6, "bf16": 1e-6, "q8_0": 1e-2, "q4_k_m": 0.3}
-needs_libgguf = pytest.mark.skipif(importlib.util.find_spec("libgguf") is None, reason="pip install libgguf")
+needs_libgguf = pytest.mark.skipif(
+    importlib.util.find_spec("libgguf") is None, reason=needs.lacking("libgguf")
+)
 formats = pytest.mark.parametrize(
     "file_format", ["f16", "bf16", "q8_0", pytest.param("q4_k_m", marks=needs_libgguf)]
 )
@@ -57,7 +60,7 @@ class LlamaCpp:
     """llama.cpp's own server on a file, in this process."""
 
     def __init__(self, path):
-        xllamacpp = pytest.importorskip("xllamacpp")
+        xllamacpp = pytest.importorskip("xllamacpp", reason=needs.lacking("xllamacpp"))
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(path)
         parameters.n_ctx = 512
