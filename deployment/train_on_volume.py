@@ -85,12 +85,12 @@ def job_run(job: dict[str, Any], hours: float) -> Any:
 
 def require_alone(name: str, sittings: list[dict[str, Any]], input_id: str | None) -> None:
     """LabError while a container of another call trains the run; a lock does not hold between containers."""
+    from finelab.errors import LabError
+
     last = sittings[-1] if sittings else {}
     silent_s = max(0.0, time.time() - last.get("at", 0))
     if last.get("ended", True) or last["input"] == input_id or silent_s > SILENT_S:
         return
-    from finelab.errors import LabError
-
     raise LabError(
         f"another container trains run {name!r} (it wrote {silent_s:.0f} s ago); wait for it, or ask again "
         f"in {SILENT_S - silent_s:.0f} s."
@@ -105,7 +105,7 @@ def account(name: str) -> list[dict[str, Any]]:
 
 def usd(sittings: list[dict[str, Any]]) -> float:
     """What sittings cost."""
-    return sum(each["seconds"] / 3600 * each["usd_per_hour"] for each in sittings)
+    return float(sum(each["seconds"] / 3600 * each["usd_per_hour"] for each in sittings))
 
 
 def result(state: str, said: str, sittings: list[dict[str, Any]]) -> dict[str, Any]:

@@ -340,7 +340,7 @@ def test_a_run_is_trained_by_one_container_at_a_time(sit, tmp_path):
     ((done, commands, _),) = refused
     assert (done["state"], commands) == ("failed", [])
     assert re.fullmatch(
-        r"another container trains run 'mine' \(it wrote \d s ago\); wait for it, or ask again in \d+ s\.",
+        r"another container trains run 'mine' \(it wrote \d+ s ago\); wait for it, or ask again in \d+ s\.",
         done["said"],
     )
     assert hours_in(tmp_path) < 2  # the one that trains goes by its recipe
