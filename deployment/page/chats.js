@@ -6,10 +6,14 @@ import { chatRows, jsonl, voteRows } from "./jsonl.js";
 import { deleteChat, isRecord, loadChat, loadChats, saveChat } from "./store.js";
 import { newId } from "./view.js";
 
-/** @param {import("./main.js").App} app @param {string} [message] what was just done */
-export function openChats(app, message = "") {
+/**
+ * @param {import("./main.js").App} app
+ * @param {string} [message] what was just done
+ * @param {number} [place] the chat that has the focus, or the last one where there are fewer
+ */
+export function openChats(app, message = "", place = -1) {
   const chats = loadChats();
-  const said = h("p", { class: "dim", role: "status" }, message);
+  const said = h("p", { class: "dim", role: "status" });
   const pick = h("input", {
     type: "file",
     accept: ".json,application/json",
@@ -17,12 +21,12 @@ export function openChats(app, message = "") {
     id: "import",
     onchange: () => load(pick.files[0]),
   });
-  const list = chats.map((chat) => {
+  const list = chats.map((chat, number) => {
     const open = () => (dialog.close(), app.openSaved(chat.id));
     const remove = iconButton(
       "bin",
       `Delete: ${title(chat)}`,
-      () => (deleteChat(chat.id), app.forget(chat.id), openChats(app)),
+      () => (deleteChat(chat.id), app.forget(chat.id), openChats(app, `Deleted: ${title(chat)}`, number)),
     );
     return h(
       "li",
@@ -68,6 +72,8 @@ export function openChats(app, message = "") {
     said,
   );
   pick.setAttribute("aria-label", "File to import");
+  setTimeout(() => (said.textContent = message)); // a screen reader says what changes, not what was there
+  list[Math.min(place, list.length - 1)]?.lastElementChild.focus();
 
   /** @param {string} name @param {unknown[]} found */
   function rows(name, found) {
@@ -96,7 +102,7 @@ export function openChats(app, message = "") {
   function remove() {
     if (!confirm(`Delete ${chats.length} chats from this browser?`)) return;
     chats.forEach((chat) => (deleteChat(chat.id), app.forget(chat.id)));
-    openChats(app);
+    openChats(app, `Deleted: ${chats.length} chats`);
   }
 }
 

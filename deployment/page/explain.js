@@ -40,7 +40,7 @@ export function explain(error, server) {
         actions: ["shorten", "new"],
       };
     case "missing":
-      return { title: "The server does not have this model", text: detail, actions: ["settings"] };
+      return { title: "The server does not have this model", text: detail, actions: ["retry", "settings"] };
     case "empty":
       return {
         title: "The server has no model",

@@ -92,6 +92,14 @@ export class App {
     return `Connected: ${this.models.map(({ id }) => id).join(", ")}.`;
   }
 
+  /** Whether there is a model to ask; where there is none the server is asked again. */
+  async ready() {
+    if (this.models.length) return true;
+    const words = await this.connect();
+    if (this.problem) this.say(words);
+    return this.models.length > 0;
+  }
+
   /** What else the server can do. @param {AbortSignal} signal */
   async #learn(signal) {
     const [heldOut, canTokenize, ear] = await Promise.all([
@@ -108,6 +116,7 @@ export class App {
 
   #chooseModels() {
     const ids = this.models.map(({ id }) => id);
+    if (!ids.length) return; // those that were chosen may come back
     const tuned =
       ids.find((id) => id === "tuned") ?? this.models.find(({ parent }) => parent)?.id ?? ids[0] ?? "";
     const known = (/** @type {string} */ id, /** @type {string} */ otherwise) =>
@@ -146,7 +155,12 @@ export class App {
   /** Keep the end in view, unless the user has scrolled away. @param {boolean} [always] */
   follow(always = false) {
     this.atEnd ||= always;
-    if (this.atEnd) this.main.scrollTop = this.main.scrollHeight;
+    if (this.atEnd) this.scroller.scrollTop = this.scroller.scrollHeight;
+  }
+
+  /** What scrolls: the conversation, or on a very low screen the whole page. */
+  get scroller() {
+    return getComputedStyle(this.main).overflowY === "visible" ? document.documentElement : this.main;
   }
 
   /** @param {Record} record */
@@ -424,8 +438,7 @@ export class App {
 
   async submit() {
     if (!text.value.trim() || this.busy) return;
-    if (!this.models.length) await this.connect();
-    if (!this.models.length) return; // the text stays in the box, and the page says what is wrong
+    if (!(await this.ready())) return; // the text stays in the box, and the page says what is wrong
     const prompt = text.value.trim(); // what was written while it connected, too
     if (!prompt || this.busy) return;
     text.value = "";
@@ -515,10 +528,13 @@ function listenToButtons(app) {
     "submit",
     (/** @type {Event} */ event) => (event.preventDefault(), app.submit()),
   );
-  app.main.addEventListener(
+  document.addEventListener(
     "scroll",
-    () => (app.atEnd = app.main.scrollHeight - app.main.scrollTop - app.main.clientHeight < 60),
-    { passive: true },
+    () => {
+      const { scrollHeight, scrollTop, clientHeight } = app.scroller;
+      app.atEnd = scrollHeight - scrollTop - clientHeight < 60;
+    },
+    { passive: true, capture: true },
   );
 }
 

@@ -67,6 +67,7 @@ export class Reply {
           : new ApiError("lost", String(thrown));
       finish = signal.aborted ? "stopped" : "lost";
     }
+    if (["offline", "missing"].includes(error?.kind ?? "")) this.app.connect(); // it may serve others by now
     this.#render();
     this.dots.hidden = true;
     this.element.setAttribute("aria-busy", "false");

@@ -104,15 +104,21 @@ export const deleteChat = (id) => local.removeItem(`${PREFIX}chat ${id}`);
 /** @param {any} value @returns {value is Record} */
 export function isRecord(value) {
   const text = (/** @type {any} */ each) => typeof each === "string";
-  const answer = (/** @type {any} */ each) => each === null || (text(each?.content) && text(each?.model));
+  const answer = (/** @type {any} */ each) =>
+    each === null ||
+    (text(each?.content) &&
+      text(each.model) &&
+      text(each.finish) &&
+      [each.seed, each.tokens, each.first_s, each.tokens_per_s].every(Number.isFinite));
   return (
     ["chat", "compare"].includes(value?.mode) &&
     text(value.id) &&
-    typeof value.created === "number" &&
+    Number.isFinite(value.created) &&
     text(value.system) &&
     Array.isArray(value.given) &&
     value.given.every((/** @type {any} */ each) => text(each?.content) && text(each?.role)) &&
     Array.isArray(value.turns) &&
+    Number.isInteger(value.skipped ?? 0) &&
     (value.skipped ?? 0) >= 0 &&
     value.turns.every(
       (/** @type {any} */ turn) =>

@@ -59,8 +59,8 @@ export class View {
   }
 
   /** Ask the last prompt again. */
-  again() {
-    if (this.app.busy) return;
+  async again() {
+    if (this.app.busy || !(await this.app.ready()) || this.app.busy) return;
     this.editing = this.record.turns.length - 1;
     this.app.send(this.record.turns[this.editing].prompt);
   }
