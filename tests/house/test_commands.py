@@ -35,6 +35,22 @@ EXECUTED = {
         "deployment/test_train.py::test_a_run_whose_container_is_taken_back_goes_on_in_another"
     ),
     "python lab.py doctor": "commands/test_doctor.py::test_the_report_covers_the_machine_and_the_profile",
+    "python lab.py": "lab/test_lab.py::test_help_installs_nothing",
+    "python lab.py notebooks": "commands/test_notebooks.py::test_the_notebooks_open_the_run_that_is_named",
+    "FINELAB_LOCK=cuda python lab.py doctor": (
+        "lab/test_lab.py::test_a_lock_may_be_forced_and_else_the_installed_one_stays"
+    ),
+    '$env:FINELAB_LOCK="windows"; python lab.py doctor': (
+        "lab/test_lab.py::test_a_lock_may_be_forced_and_else_the_installed_one_stays"
+    ),
+    "python lab.py plan": "commands/test_plan.py::test_a_run_that_does_not_fit",
+    "python -m finelab doctor": "doctor/test_gather.py::test_the_facts_need_no_package",
+    "python -m finelab.adapter.parameters --readme": (
+        "adapter/test_parameters.py::test_the_script_writes_between_the_markers_and_nowhere_else"
+    ),
+    "python benchmarks/report.py": (
+        "house/test_readme.py::test_the_tables_of_models_and_times_are_those_of_their_sources"
+    ),
     "bash environment/setup-paperspace.sh": (
         "environment/test_setup.py::test_with_room_everything_goes_where_it_stays"
     ),
@@ -50,7 +66,19 @@ EXECUTED = {
     ),
 }
 NOT_EXECUTED = {
-    "python benchmarks/sweep.py settings": "half an hour; tests/improve/test_sweep.py runs a short one",
+    "python benchmarks/sweep.py settings": "an hour; tests/improve/test_sweep.py runs a short one",
+    "python benchmarks/sweep.py data": "17 minutes; tests/improve/test_sweep.py runs a short one",
+    "python benchmarks/sweep.py models --gemma FOLDER": "15 minutes, and the model of benchmarks/gemma.py",
+    "python benchmarks/main_job.py": "is `python lab.py run` with a clock, on all rows",
+    "python benchmarks/merged_dtype.py RUN": "needs the run of the whole main job",
+    "python benchmarks/screenshots.py http://127.0.0.1:8000": "needs the served run of the whole main job",
+    "python benchmarks/report.py --add RUN": "writes into the results that the README shows",
+    "python benchmarks/data.py": "minutes, beside TRL; tests/data has its data stage",
+    "python benchmarks/shards.py": "a quarter of an hour; tests/data/test_shards.py checks what is made",
+    "python benchmarks/train.py": "an hour, with peers that are downloaded",
+    "python benchmarks/train.py --steps 12": "needs peers that are downloaded",
+    "python benchmarks/card.py": "needs an NVIDIA card",
+    "python lab.py plan --recipe NAME --gpu CARD": "stands for the two above that are executed",
     "python lab.py run --recipe llama-3.2-3b": "needs an NVIDIA card and the Hub",
     "python lab.py run --run r64 --set lora.r=64 --set lora.use_rslora=true": "benchmarks/sweep.py trains it",
     "python lab.py run --run r64 --from publish": "tests/commands/test_run.py sets aside what it does again",
@@ -61,10 +89,15 @@ NOT_EXECUTED = {
 
 
 def shown():
-    """The commands in the README's shell blocks, without what is said of them."""
+    """The commands in the README's shell blocks, without what is said of them, and those within its text.
+
+    One that ends in `...` stands for many.
+    """
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return sorted(set(filter(None, lines)))
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    inline = [span for span in re.findall(r"`([^`\n]+)`", text) if re.search(r"\bpython [\w-]", span)]
+    return sorted(set(filter(None, [*lines, *(span for span in inline if not span.endswith("..."))])))
 
 
 @pytest.mark.parametrize("command", shown())
@@ -86,7 +119,9 @@ def test_lab_py_takes_it(command):
     assert rest == [] or "rest" in parsed
 
 
-@pytest.mark.parametrize("command", [line for line in shown() if line.startswith("python lab.py plan ")])
+@pytest.mark.parametrize(
+    "command", [line for line, test in EXECUTED.items() if test.endswith("::test_a_plan_is_made")]
+)
 def test_a_plan_is_made(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FINELAB_CACHE", str(tmp_path))  # without this machine's ledger
     assert main(shlex.split(command)[2:]) == 0
