@@ -1,11 +1,13 @@
 """Is a setting better than the first one, or is it noise?
 
 A sweep is a randomised complete block design: the seeds are the blocks, every setting meets every seed
-(Montgomery, Design and Analysis of Experiments, chapter 4). The residual mean square, what is left of the
-losses after each setting's and each seed's mean, is the noise of one trial; a difference of two means
-over S seeds has the variance 2 MS / S, with (K - 1)(S - 1) degrees of freedom. With two settings this is the
-paired t test. The variance over held-out rows is added, and the level is shared by Bonferroni. It assumes
-the same noise in all settings: one that diverged would widen every interval, so those are stopped early.
+(Montgomery, Design and Analysis of Experiments, chapter 4). A setting is held against the first one seed by
+seed, as in the paired t test, with S - 1 degrees of freedom for S seeds. The noise of all settings is not put
+together, which would give (K - 1)(S - 1) degrees and narrower intervals: with six settings and three seeds,
+one of them five times as noisy, 13 % of sweeps in which nothing differs called a change, 19 % when it was the
+first; this way 5 % and 3 %. The price is power: a real difference of five times the noise is found in 31 % of
+such sweeps in place of 99 %, with five seeds in 97 %, and of two settings in 84 %. The choice of rows adds its
+own part, and the level is shared by Bonferroni.
 """
 
 from __future__ import annotations
@@ -42,24 +44,17 @@ def differences(
     """
     from scipy.stats import t
 
-    settings, seeds, _ = nats.shape
-    freedom = (settings - 1) * (seeds - 1)
+    settings, seeds, rows = nats.shape
+    quantiles = t.ppf(1 - (1 - level) / 2 / (settings - 1), [seeds - 1, max(rows - 1, 1)])
     losses = nats.sum(axis=2) / sizes.sum()
-    quantile = t.ppf(1 - (1 - level) / 2 / (settings - 1), freedom)
     found = []
     for other in range(1, settings):
-        difference = float(losses[other].mean() - losses[0].mean())
-        rows = row_variance((nats[other] - nats[0]).mean(axis=0), sizes)
-        half = float(quantile * np.sqrt(2 * residual_mean_square(losses) / seeds + rows))
+        by_seed = losses[other] - losses[0]
+        variances = by_seed.var(ddof=1) / seeds, row_variance((nats[other] - nats[0]).mean(axis=0), sizes)
+        half = float(np.hypot(*(quantiles * np.sqrt(variances))))
+        difference = float(by_seed.mean())
         found.append(Difference(difference, difference - half, difference + half))
     return found
-
-
-def residual_mean_square(losses: NDArray[np.float64]) -> float:
-    """The variance of one trial's loss (settings, seeds) around its setting's and its seed's means."""
-    residual = losses - losses.mean(axis=1, keepdims=True) - losses.mean(axis=0) + losses.mean()
-    settings, seeds = losses.shape
-    return float((residual**2).sum() / ((settings - 1) * (seeds - 1)))
 
 
 def row_variance(nats: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
