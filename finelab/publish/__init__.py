@@ -9,6 +9,7 @@ from finelab.publish.identity import (
     for_proof,
     greedy_answers,
     link,
+    probes,
     require_identity,
 )
 from finelab.publish.manifest import Manifest, adapter_for_hub, proven
@@ -39,6 +40,7 @@ __all__ = [
     "link",
     "measured_dtype",
     "merge",
+    "probes",
     "proven",
     "read_token",
     "record_push",

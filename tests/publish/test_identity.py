@@ -5,8 +5,8 @@ import torch
 
 from finelab import LabError
 from finelab.data import IGNORE
-from finelab.publish import Weights, answer_logits, chain, greedy_answers, require_identity
-from finelab.publish.identity import MAX_KL, MIN_EFFECT, MIN_TOP1
+from finelab.publish import Weights, answer_logits, chain, greedy_answers, probes, require_identity
+from finelab.publish.identity import MAX_KL, MIN_EFFECT, MIN_TOP1, MOST_PROBES
 from tests.house.test_notebooks import cells
 from tests.tiny import base_model, with_adapter
 
@@ -89,6 +89,27 @@ def test_a_half_merge_fails(base, tuned):
             torch.nn.init.zeros_(parameter)
     links = chain(base, tuned, said(model.merge_and_unload()))
     assert not links[1].passed
+
+
+def test_rounding_that_is_small_beside_the_fine_tune_is_no_other_model():
+    """bfloat16 costs most at an answer's first token, and some data have little else."""
+    draw = torch.Generator().manual_seed(0)
+    tuned = torch.randn(400, 50, generator=draw) * 3
+    base = tuned + torch.randn(400, 50, generator=draw) * 2
+    near, far = (tuned + torch.randn(400, 50, generator=draw) * noise for noise in (0.4, 0.9))
+    links = chain(([base], []), ([tuned], []), ([near], []))
+    assert links[1].mean_kl > MAX_KL
+    require_identity(PROVEN, links)
+    with pytest.raises(LabError, match="adapter -> merged"):
+        require_identity(PROVEN, chain(([base], []), ([tuned], []), ([far], [])))
+
+
+def test_rows_are_compared_until_their_answers_are_long_enough():
+    rows = [{"labels": [IGNORE] * 5 + [7] * 10, "truncated": number % 2 == 0} for number in range(400)]
+    assert probes(rows) == [rows[1]] * MOST_PROBES
+    long = [{"labels": [7] * 300, "truncated": False}] * 9
+    assert len(probes(long)) == 2
+    assert probes([]) == []
 
 
 def test_unproven_weights_stop_the_push_even_if_behaviour_agrees(base, tuned, merged):
