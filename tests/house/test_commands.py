@@ -78,6 +78,7 @@ NOT_EXECUTED = {
     "python benchmarks/train.py": "an hour, with peers that are downloaded",
     "python benchmarks/train.py --steps 12": "needs peers that are downloaded",
     "python benchmarks/card.py": "needs an NVIDIA card",
+    "python benchmarks/latency.py": "minutes; the tests see the same happen, without a clock",
     "python lab.py plan --recipe NAME --gpu CARD": "stands for the two above that are executed",
     "python lab.py run --recipe llama-3.2-3b": "needs an NVIDIA card and the Hub",
     "python lab.py run --run r64 --set lora.r=64 --set lora.use_rslora=true": "benchmarks/sweep.py trains it",

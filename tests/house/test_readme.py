@@ -142,8 +142,15 @@ def calibration(found, ratios):
     yield f"{tries - found['false_alarms']['resampled']} of {tries} tries"
 
 
+def latency(found, ratios):
+    gone, stop, speech, sound, task = (each["most_s"] for each in found["waits"].values())
+    yield f"idle {gone:.1f} s after a client had gone and {stop:.1f} s after the page's Stop"
+    yield f"ended speech within {1000 * speech:.0f} ms and its sound within {1000 * sound:.0f} ms"
+    yield f"busy for longer than {1000 * task:.0f} ms while an answer streamed"
+
+
 @pytest.mark.parametrize(
-    "sentences", [data, shards, train, train_float32, calibration], ids=lambda each: each.__name__
+    "sentences", [data, shards, train, train_float32, calibration, latency], ids=lambda each: each.__name__
 )
 def test_what_a_benchmark_measured_is_what_the_readme_says(sentences):
     result = json.loads(RESULT.with_name(f"{sentences.__name__}.json").read_text(encoding="utf-8"))
