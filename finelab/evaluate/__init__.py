@@ -11,6 +11,7 @@ from finelab.evaluate.compare import (
     by_kind,
     by_length,
     compare,
+    questions_of,
 )
 from finelab.evaluate.evidence import evidence
 from finelab.evaluate.generate import Answer, generate
@@ -51,6 +52,7 @@ __all__ = [
     "most_changed",
     "neutral_rows",
     "prompts",
+    "questions_of",
     "response_nll",
     "row_totals",
     "token_changes",

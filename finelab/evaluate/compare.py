@@ -27,7 +27,8 @@ NATS = "nats per token"
 class Comparison:
     """A mean loss before and after, in `unit`; `interval` is the difference's, at `level`.
 
-    `questions` are fewer than `rows` where several rows answer the same one.
+    `questions` are fewer than `rows` where several rows answer the same one; `effective` is as how many of
+    equal length they weigh: a few long answers may hold most of the tokens.
     """
 
     rows: int
@@ -35,6 +36,7 @@ class Comparison:
     tuned: float
     interval: tuple[float, float]
     questions: int
+    effective: float
     level: float = 0.95
     unit: str = NATS
 
@@ -47,7 +49,7 @@ class Comparison:
     def verdict(self) -> str:
         """Improved or worse only when the interval excludes zero, and there are rows enough for one."""
         low, high = self.interval
-        if self.questions < MIN_ROWS:
+        if self.effective < MIN_ROWS:
             return TOO_FEW
         if high < 0:
             return IMPROVED
@@ -66,12 +68,20 @@ class Comparison:
         }
 
     def __str__(self) -> str:
-        low, high = self.interval
         rows = f"{self.rows} rows" + f" of {self.questions} questions" * (self.questions < self.rows)
+        if self.effective < MIN_ROWS <= self.questions:
+            rows += f", which weigh as {self.effective:.1f} of equal length"
+        difference, low, high = signed(self.difference, *self.interval)
         return (
-            f"{self.base:.3f} -> {self.tuned:.3f} {self.unit}, difference {self.difference:+.3f} "
-            f"({100 * self.level:.3g} % interval {low:+.3f} to {high:+.3f}, {rows}): {self.verdict}"
+            f"{self.base:.3f} -> {self.tuned:.3f} {self.unit}, difference {difference} "
+            f"({100 * self.level:.3g} % interval {low} to {high}, {rows}): {self.verdict}"
         )
+
+
+def signed(*values: float) -> list[str]:
+    """Each value with its sign and three digits behind the point, or four where one would be said as zero."""
+    digits = 4 if any(value and abs(value) < 5e-4 for value in values) else 3
+    return [f"{value:+.{digits}f}" for value in values]
 
 
 def compare(
@@ -107,6 +117,7 @@ def compare(
         tuned=float(tuned[:, 0].sum() / total),
         interval=(float(low), float(high)),
         questions=drawn,
+        effective=float(total**2 / (tokens**2).sum()),
         level=level,
         unit=unit,
     )
@@ -139,7 +150,7 @@ def compare_shares(base: NDArray[np.bool_], tuned: NDArray[np.bool_], unit: str)
     """
     low, high = paired_interval(int(np.sum(tuned & ~base)), int(np.sum(base & ~tuned)), len(base))
     rows = len(base)
-    return Comparison(rows, float(base.mean()), float(tuned.mean()), (low, high), rows, unit=unit)
+    return Comparison(rows, float(base.mean()), float(tuned.mean()), (low, high), rows, rows, unit=unit)
 
 
 def paired_interval(up: int, down: int, rows: int) -> tuple[float, float]:
@@ -221,20 +232,27 @@ def questions_of(rows: Any) -> list[str]:
     return [question_key(messages) for messages in rows["messages"]]
 
 
-def by_length(base: NDArray[np.float64], tuned: NDArray[np.float64]) -> dict[str, Comparison]:
+def by_length(
+    base: NDArray[np.float64], tuned: NDArray[np.float64], questions: Sequence[str]
+) -> dict[str, Comparison]:
     """A comparison for each range of trained tokens in a row: below 32, 32 to 63, 64 to 127, and so on."""
     steps = np.maximum(np.log2(np.maximum(base[:, 1], 1)).astype(int), 4)
     names = {step: _range(int(step)) for step in sorted(set(steps.tolist()))}
-    return by_group([names[step] for step in steps.tolist()], base, tuned, order=names.values())
+    return by_group([names[step] for step in steps.tolist()], base, tuned, names.values(), questions)
 
 
-def bits_per_byte(sizes: Sequence[int], base: NDArray[np.float64], tuned: NDArray[np.float64]) -> Comparison:
+def bits_per_byte(
+    sizes: Sequence[int],
+    base: NDArray[np.float64],
+    tuned: NDArray[np.float64],
+    questions: Sequence[str],
+) -> Comparison:
     """The comparison per byte of answer text, which models with other tokenizers can be held against."""
 
     def bits(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.stack([values[:, 0] / math.log(2), np.asarray(sizes, dtype=float)], axis=1)
 
-    return compare(bits(base), bits(tuned), unit="bits per byte")
+    return compare(bits(base), bits(tuned), unit="bits per byte", questions=questions)
 
 
 def _range(step: int) -> str:

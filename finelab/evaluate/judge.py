@@ -59,7 +59,8 @@ class Judged:
             return None
         low, high = paired_interval(told.count(1.0), told.count(0.0), len(told))
         share = sum(told) / len(told)
-        return Comparison(len(told), 0.5, share, (low / 2, high / 2), len(told), unit="of the pairs not won")
+        rows, interval = len(told), (low / 2, high / 2)
+        return Comparison(rows, 0.5, share, interval, rows, rows, unit="of the pairs not won")
 
     def evidence(self) -> dict[str, Any]:
         """The evidence's keys."""

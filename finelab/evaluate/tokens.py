@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finelab.data import IGNORE
-from finelab.evaluate.compare import Comparison, compare
+from finelab.evaluate.compare import Comparison, compare, questions_of
 from finelab.evaluate.heldout import TokenLosses
 
 END, SPACE, PUNCTUATION, CONTENT = "end token", "white space", "punctuation and markup", "content"
@@ -40,13 +40,13 @@ def token_class(text: str, special: bool = False) -> str:
 
 def by_token_class(tokenizer: Any, rows: Any, base: TokenLosses, tuned: TokenLosses) -> dict[str, Comparison]:
     """A comparison of the losses of each class of token, of all format tokens, and of content."""
-    classes = _classes(tokenizer, rows)
+    classes, questions = _classes(tokenizer, rows), questions_of(rows)
     wanted = {kind: (kind,) for kind in (END, SPACE, PUNCTUATION)} | {"format": FORMAT, CONTENT: (CONTENT,)}
     found = {}
     for name, kinds in wanted.items():
         chosen = [np.isin(each, kinds) for each in classes]
         if any(each.any() for each in chosen):
-            found[name] = compare(_totals(base, chosen), _totals(tuned, chosen))
+            found[name] = compare(_totals(base, chosen), _totals(tuned, chosen), questions=questions)
     return found
 
 

@@ -5,9 +5,9 @@ A sweep is a randomised complete block design: the seeds are the blocks, every s
 seed, as in the paired t test, with S - 1 degrees of freedom for S seeds. The noise of all settings is not put
 together, which would give (K - 1)(S - 1) degrees and narrower intervals: with six settings and three seeds,
 one of them five times as noisy, 13 % of sweeps in which nothing differs called a change, 19 % when it was the
-first; this way 5 % and 3 %. The price is power: a real difference of five times the noise is found in 31 % of
-such sweeps in place of 99 %, with five seeds in 97 %, and of two settings in 84 %. The choice of rows adds its
-own part, and the level is shared by Bonferroni.
+first; this way 5 % and 3 %. The price is power: a real difference of five times the noise is found in 31 %
+of such sweeps in place of 99 %, with five seeds in 97 %, and of two settings in 84 %. The choice of rows adds
+its own part, and the level is shared by Bonferroni.
 """
 
 from __future__ import annotations

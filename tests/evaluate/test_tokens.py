@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from datasets import Dataset, concatenate_datasets
 
 from finelab.evaluate import answer_bytes, by_token_class, format_share, most_changed, token_changes
 from finelab.evaluate.tokens import token_class
@@ -37,7 +38,9 @@ def rows():
     encode = tokenizer()
     question, answer = encode("the").input_ids, encode("the a.\n<|im_end|>").input_ids
     ids = question + answer
-    return [{"input_ids": ids, "labels": [-100] * len(question) + answer}]
+    labels = [-100] * len(question) + answer
+    messages = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "the a."}]
+    return Dataset.from_list([{"input_ids": ids, "labels": labels, "messages": messages}])
 
 
 def losses(*values):
@@ -57,6 +60,12 @@ def test_each_class_has_its_own_comparison(rows):
     }
     assert format_share(base, tuned, tokenizer(), rows) == pytest.approx(1.25 / 3.25)
     assert math.isnan(format_share(base, base, tokenizer(), rows))
+
+
+def test_the_tokens_of_answers_to_one_question_are_drawn_together(rows):
+    both = concatenate_datasets([rows] * 3)
+    found = by_token_class(tokenizer(), both, losses(*[1.0] * 6) * 3, losses(*[0.5] * 6) * 3)
+    assert {(each.rows, each.questions) for each in found.values()} == {(3, 1)}
 
 
 def test_only_labelled_tokens_have_a_change_and_it_stands_at_their_place(rows):
