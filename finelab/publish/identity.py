@@ -21,7 +21,11 @@ from finelab.publish.weights import Weights
 MAX_KL = 2e-2  # mean nats that a right copy may be away: q8_0 moves 2e-3
 MIN_TOP1 = 0.9  # measured in q8_0: 0.97
 MIN_EFFECT = 3.0  # the fine-tune must move the answers by this many times the merge's rounding
+# A right bfloat16 merge has 8 or more in each of 5,000 draws of 32 rows, also where an answer is one token; one
+# without a third of the layers has 5, without half of them 3. What one layer lacks is seen in the weights only.
+ROUNDING = 7.0
 POSITIONS, MOST_PROBES = 500, 32  # of answers, and of rows, that are compared
+ROW_POSITIONS = 96  # of one row
 _CAUSES = {
     True: "the adapter was hardly trained (train longer or with a larger learning_rate), or its "
     "weights were not loaded.",
@@ -75,11 +79,11 @@ def probes(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             break
         if not row["truncated"]:
             found.append(row)
-            positions += sum(label != IGNORE for label in row["labels"])
+            positions += min(sum(label != IGNORE for label in row["labels"]), ROW_POSITIONS)
     return found
 
 
-def answer_logits(model: Any, rows: Sequence[dict[str, Any]], positions: int = 96) -> list[Any]:
+def answer_logits(model: Any, rows: Sequence[dict[str, Any]], positions: int = ROW_POSITIONS) -> list[Any]:
     """For each row the logits (float32, on the CPU) that predict its first labelled tokens."""
     import torch
 
@@ -120,15 +124,14 @@ def chain(base: Said, tuned: Said, merged: Said) -> list[Link]:
     """The links base -> adapter -> merged by what the three said.
 
     The merge must be as near to the adapter as rounding allows, the base clearly further away: a
-    merge that equals its base failed. What rounding costs depends on the rows, so a merge also passes that
-    is small beside the fine-tune: less than 1 / MIN_EFFECT of its KL, and half of its changed likeliest
-    tokens. Its weights have a proof of their own.
+    merge that equals its base failed. What rounding costs depends on the rows, so a merge also passes whose
+    KL is less than 1 / ROUNDING of the fine-tune's. Its weights have a proof of their own.
     """
     tune = link("base", "adapter", base, tuned)
     merge = link("adapter", "merged", tuned, merged)
     apart = tune.mean_kl > max(MIN_EFFECT * merge.mean_kl, 1e-6)
-    half = 2 * (1 - merge.top1_agreement_share) < 1 - tune.top1_agreement_share
-    return [replace(tune, passed=apart), replace(merge, passed=merge.passed or (apart and half))]
+    rounded = tune.mean_kl > ROUNDING * merge.mean_kl
+    return [replace(tune, passed=apart), replace(merge, passed=merge.passed or rounded)]
 
 
 def link(from_: str, to: str, reference: Said, other: Said) -> Link:
