@@ -11,6 +11,7 @@ from finelab.evaluate.compare import (
     by_kind,
     by_length,
     compare,
+    gain_kept,
     questions_of,
 )
 from finelab.evaluate.evidence import evidence
@@ -44,6 +45,7 @@ __all__ = [
     "evidence",
     "forgetting",
     "format_share",
+    "gain_kept",
     "generate",
     "harness",
     "judge",

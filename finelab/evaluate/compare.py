@@ -67,15 +67,20 @@ class Comparison:
             "verdict": self.verdict,
         }
 
-    def __str__(self) -> str:
+    @property
+    def measured(self) -> str:
+        """The numbers, without the verdict."""
         rows = f"{self.rows} rows" + f" of {self.questions} questions" * (self.questions < self.rows)
         if self.effective < MIN_ROWS <= self.questions:
             rows += f", which weigh as {self.effective:.1f} of equal length"
         difference, low, high = signed(self.difference, *self.interval)
         return (
             f"{self.base:.3f} -> {self.tuned:.3f} {self.unit}, difference {difference} "
-            f"({100 * self.level:.3g} % interval {low} to {high}, {rows}): {self.verdict}"
+            f"({100 * self.level:.3g} % interval {low} to {high}, {rows})"
         )
+
+    def __str__(self) -> str:
+        return f"{self.measured}: {self.verdict}"
 
 
 def signed(*values: float) -> list[str]:
@@ -197,18 +202,21 @@ def by_group(
     tuned: NDArray[np.float64],
     order: Iterable[str] | None = None,
     questions: Sequence[str] | None = None,
+    **options: Any,
 ) -> dict[str, Comparison]:
     """A comparison for each group of rows that occurs, in the order given, else in the alphabet's.
 
-    Without an order the `GROUPS` largest are compared, and how many are left out is printed.
+    `options` are those of `compare`. Without an order the `GROUPS` largest are compared, and how many are
+    left out is printed.
     """
     array = np.array(groups)
     asked = np.arange(len(array)) if questions is None else np.array(questions)
     wanted = _largest(groups) if order is None else order
+    chosen = {group: array == group for group in wanted}
     return {
-        group: compare(base[array == group], tuned[array == group], questions=asked[array == group])
-        for group in wanted
-        if (array == group).any()
+        group: compare(base[rows], tuned[rows], questions=asked[rows], **options)
+        for group, rows in chosen.items()
+        if rows.any()
     }
 
 
@@ -225,6 +233,14 @@ def by_kind(rows: Any, base: NDArray[np.float64], tuned: NDArray[np.float64]) ->
     Rows that answer the same question are drawn together.
     """
     return by_group(rows["heldout"], base, tuned, ("row", "family"), questions_of(rows))
+
+
+def gain_kept(adapter: Comparison, merged: Comparison) -> str:
+    """How much of an adapter's gain its merge keeps, in words; both are compared with the same base."""
+    if adapter.verdict != IMPROVED:
+        return "on this base the adapter has no measurable gain that its merge could lose"
+    share = merged.difference / adapter.difference
+    return f"the merge keeps {share:.1%} of the adapter's gain on the same base ({adapter.difference:+.3f})"
 
 
 def questions_of(rows: Any) -> list[str]:

@@ -12,31 +12,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finelab.errors import LabError
-from finelab.evaluate.compare import NATS, Comparison, compare, questions_of
+from finelab.evaluate.compare import NATS, NO_CHANGE, TOO_FEW, Comparison, by_group, questions_of
 from finelab.evaluate.heldout import TokenLosses, row_totals
 from finelab.evaluate.tokens import answer_bytes
 from finelab.files import write_json
 from finelab.run import Run
 
 LOSSES = "heldout_losses.json"
+_DIFFER = "differ on these rows"
+_PAIR = {NO_CHANGE: "not told apart on these rows", TOO_FEW: TOO_FEW}
+NOTE = "one seed each: notebook 07 tells settings apart"
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Each run against its base, and each pair of runs, on `rows` conversations that all held out whole.
+    """Each run against its base and each pair, by kind, on `rows` conversations that all held out whole.
 
-    The pairs' intervals hold together at 95 % (Bonferroni). They cover the choice of rows, not that of seeds.
+    The intervals of a kind's pairs hold together at 95 % (Bonferroni). They cover the choice of rows, not
+    that of seeds: two seeds of one setting are two models, and mostly differ.
     """
 
     rows: int
-    to_base: dict[str, Comparison]
-    pairs: dict[tuple[str, str], Comparison]
+    to_base: dict[str, dict[str, Comparison]]
+    pairs: dict[tuple[str, str], dict[str, Comparison]]
 
     def __str__(self) -> str:
-        lines = [f"base -> {name}: {each}" for name, each in self.to_base.items()]
-        lines += [f"{first} -> {second}: {each}" for (first, second), each in self.pairs.items()]
-        note = "the pairs' intervals hold together; they cover the choice of rows, not that of seeds"
-        return "\n".join([*lines, note] if self.pairs else lines)
+        lines = [
+            f"base -> {name}, held out by {kind}: {each}"
+            for name, kinds in self.to_base.items()
+            for kind, each in kinds.items()
+        ]
+        lines += [
+            f"{first} -> {second}, held out by {kind}: {each.measured}: {_PAIR.get(each.verdict, _DIFFER)}"
+            for (first, second), kinds in self.pairs.items()
+            for kind, each in kinds.items()
+        ]
+        return "\n".join([*lines, NOTE] if self.pairs else lines)
 
 
 def keep_losses(run: Run, tokenizer: Any, rows: Any, base: TokenLosses, tuned: TokenLosses) -> None:
@@ -73,24 +84,25 @@ def compare_runs(runs: Sequence[Run]) -> SideBySide:
         )
     same_tokens = len({tuple(losses[id_]["tokens"] for id_ in shared) for losses in kept.values()}) == 1
     weight, scale, unit = ("tokens", 1.0, NATS) if same_tokens else ("bytes", np.log(2), "bits per byte")
-    questions = [next(iter(kept.values()))[id_]["question"] for id_ in shared]
+    first_run = next(iter(kept.values()))
+    kinds, questions = ([first_run[id_][name] for id_ in shared] for name in ("heldout", "question"))
 
     def column(name: str, model: str) -> NDArray[np.float64]:
         rows = [kept[name][id_] for id_ in shared]
         return np.array([(row[model] / scale, row[weight]) for row in rows])
 
+    def by_kind(
+        base: NDArray[np.float64], tuned: NDArray[np.float64], level: float = 0.95
+    ) -> dict[str, Comparison]:
+        return by_group(kinds, base, tuned, ("row", "family"), questions, level=level, unit=unit)
+
     couples = list(combinations(kept, 2))
     level = 1 - 0.05 / max(1, len(couples))
     return SideBySide(
         rows=len(shared),
-        to_base={
-            name: compare(column(name, "base"), column(name, "tuned"), unit=unit, questions=questions)
-            for name in kept
-        },
+        to_base={name: by_kind(column(name, "base"), column(name, "tuned")) for name in kept},
         pairs={
-            (first, second): compare(
-                column(first, "tuned"), column(second, "tuned"), level=level, unit=unit, questions=questions
-            )
+            (first, second): by_kind(column(first, "tuned"), column(second, "tuned"), level)
             for first, second in couples
         },
     )

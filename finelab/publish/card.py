@@ -10,6 +10,7 @@ from typing import Any
 from finelab.data.read import names_a_file
 from finelab.embedded.model import EMBEDDED
 from finelab.errors import LabError
+from finelab.evaluate.compare import signed
 from finelab.files import write_text
 from finelab.publish.precision import stored_dtype
 from finelab.recipe import HUB_ID, Recipe, require_publishable
@@ -156,18 +157,17 @@ def _how(evidence: dict[str, Any], is_adapter: bool) -> str:
     """On which files the loss was measured, and in which precision."""
     if not is_adapter and "merged_evaluation" in evidence:
         weights = evidence["merged_evaluation"]["weights"]
-        return f"Measured on this file, loaded in {weights}, against its base in 16 bit."
+        return f"Measured on this file, computed in {weights}, against its base as it is published."
     weights = evidence["evaluation"].get("weights")  # a run of 0.1.0 has none
     said = f"Measured with the adapter on its base{f' in {weights}' if weights else ''}"
     return f"{said}." if is_adapter else f"{said}, before the merge; the merged file's own loss was not."
 
 
 def _comparison(values: dict[str, Any]) -> str:
-    low, high = values["interval"]
+    difference, low, high = signed(values["difference"], *values["interval"])
     return (
         f"**{values['verdict']}**. Loss per answer token {values['heldout_nll_base']:.3f} (base) to "
-        f"{values['heldout_nll_tuned']:.3f} (tuned), difference {values['difference']:+.3f}, 95 % interval "
-        f"{low:+.3f} to {high:+.3f}."
+        f"{values['heldout_nll_tuned']:.3f} (tuned), difference {difference}, 95 % interval {low} to {high}."
     )
 
 
@@ -228,8 +228,8 @@ def _training(evidence: dict[str, Any], recipe: Recipe) -> str:
     return (
         f"{training['steps']:,} optimizer steps over {training['tokens_trained']:,} tokens of answers in "
         f"{training['seconds'] / 60:,.1f} minutes{f' on {machines}' if machines else ''}, "
-        f"{training['tokens_per_s']:,.0f} tokens/s; loss of the first "
-        f"step {training['first_loss']:.3f}, of the last {training['last_loss']:.3f}."
+        f"{training['tokens_per_s']:,.0f} tokens/s; training loss {training['first_loss']:.3f} at the start, "
+        f"{training['last_loss']:.3f} at the end."
         f"{f' {versions}.' if versions else ''}"
         f"{_accepted(training.get('accepted_changes', []))}\n\n"
         f"| parameter | value |\n| --- | --- |\n{rows}"

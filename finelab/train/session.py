@@ -30,6 +30,7 @@ from finelab.train.checkpoint import (
     rotate,
     seal,
 )
+from finelab.train.curve import first_and_last
 from finelab.train.look import mean_over_tokens
 from finelab.train.stop import Stop
 
@@ -243,13 +244,13 @@ class Session:
         certificate = final.certificate if final else {}
         seconds = final.elapsed_s if final else self.elapsed_s
         tokens, trained_tokens = int(state.num_input_tokens_seen), certificate.get("trained_tokens", 0)
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        first, last = first_and_last([entry["loss"] for entry in state.log_history if "loss" in entry])
         self.run.record(
             "training",
             {
                 "steps": state.global_step,
-                "first_loss": losses[0],
-                "last_loss": losses[-1],
+                "first_loss": first,
+                "last_loss": last,
                 "best_step": state.best_global_step,
                 "best_validation_loss": state.best_metric,
                 "stopped_early": early,

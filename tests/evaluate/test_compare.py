@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finelab.errors import LabError
-from finelab.evaluate import batch_losses, bits_per_byte, by_group, by_kind, by_length, compare
+from finelab.evaluate import batch_losses, bits_per_byte, by_group, by_kind, by_length, compare, gain_kept
 from finelab.evaluate.compare import IMPROVED, NO_CHANGE, WORSE, compare_shares, paired_interval, signed
 
 ALLOWED = 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 200)  # false alarms in 200 tries
@@ -158,6 +158,13 @@ def test_a_loss_that_is_no_number_is_no_verdict(noise, value, broken):
     both[broken][17, 0] = value
     with pytest.raises(LabError, match=f"the loss of row 17 is {value}: the model's arithmetic broke"):
         compare(*both)
+
+
+def test_a_merge_is_held_against_the_adapter_on_the_same_base(noise):
+    base = rows(np.full(200, 20.0))
+    adapter, merged = (compare(base, rows(20.0 + gain + 0.1 * noise)) for gain in (-2.0, -1.6))
+    assert gain_kept(adapter, merged).startswith("the merge keeps 80.")
+    assert gain_kept(compare(base, base), compare(base, base)).endswith("that its merge could lose")
 
 
 def test_groups_come_in_the_alphabets_order_and_hold_their_own_rows():

@@ -129,7 +129,7 @@ def test_a_merged_files_card_has_the_files_own_loss_and_an_adapters_the_adapters
     run.record("merged_evaluation", EVIDENCE["evaluation"] | own)
     text, metadata = card_of(run)
     assert "On 41 held-out conversations" in text
-    assert "merged, in float16" in text and "Measured on this file, loaded in float16," in text
+    assert "merged, in float16" in text and "Measured on this file, computed in float16," in text
     assert metadata.eval_results[0].metric_value == 1.25
     (run.merged / "adapter_config.json").write_text("{}", encoding="utf-8")
     text, metadata = card_of(run)
@@ -230,7 +230,7 @@ def test_a_run_of_the_first_version_has_a_card(tmp_path):
     forget(run, "training", "machines", "versions")
     forget(run, "evaluation", "weights")
     text, _ = card_of(run)
-    assert "in 2.0 minutes, 250 tokens/s" in text and "of the last 1.000.\n" in text
+    assert "in 2.0 minutes, 250 tokens/s" in text and "1.000 at the end.\n" in text
     assert "Measured with the adapter on its base, before the merge" in text
     assert "This checkpoint was chosen" not in text
 
