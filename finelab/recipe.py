@@ -76,7 +76,7 @@ class Data:
     max_dropped_share: float = 0.2
     max_truncated_share: float = 0.8
     min_trained_share: float = 0.02
-    max_leaked_share: float = 1.0
+    max_leaked_share: float = 0.2
     date_string: str = "26 Jul 2024"
 
 

@@ -21,8 +21,8 @@ from finelab.publish.weights import Weights
 MAX_KL = 2e-2  # mean nats that a right copy may be away: q8_0 moves 2e-3
 MIN_TOP1 = 0.9  # measured in q8_0: 0.97
 MIN_EFFECT = 3.0  # the fine-tune must move the answers by this many times the merge's rounding
-# A right bfloat16 merge has 8 or more in each of 5,000 draws of 32 rows, also where an answer is one token; one
-# without a third of the layers has 5, without half of them 3. What one layer lacks is seen in the weights only.
+# A right bfloat16 merge has 8 or more in 5,000 draws of 32 rows, also where an answer is one token; without a
+# third of the layers it has 5, without half of them 3. That one layer is missing, only the weights tell.
 ROUNDING = 7.0
 POSITIONS, MOST_PROBES = 500, 32  # of answers, and of rows, that are compared
 ROW_POSITIONS = 96  # of one row

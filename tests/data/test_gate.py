@@ -35,6 +35,7 @@ def test_good_data_passes(preset):
         ({"truncated_share": 0.81}, {}, "truncated_share"),
         ({"tokens_trained": 10}, {}, "trained_share"),
         ({"leaked_share": 0.2}, {"max_leaked_share": 0.1}, "leaked_share"),
+        ({"leaked_share": 0.3}, {}, "leaked_share"),
         ({"faults": {"rows with nothing to learn": 1}}, {}, "rows with nothing to learn"),
     ],
 )
