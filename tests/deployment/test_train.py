@@ -374,7 +374,13 @@ def test_when_the_limit_is_reached_the_command_saves_and_the_next_call_says_so(s
     monkeypatch.setattr("finelab.run.RUNS", tmp_path)
     here = script("train_on_volume")
     here.LEAST_S, here.SAVE_S = 1, 0
-    here.FINELAB = ("sh", "-c", "trap 'echo finelab: saved; exit 130' INT; while :; do sleep 0.05; done")
+    # a handler of its own: a shell that was started with SIGINT ignored, in the background, cannot trap it
+    until_stopped = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, lambda *_: (print('finelab: saved', flush=True), sys.exit(130)))\n"
+        "while True: signal.pause()"
+    )
+    here.FINELAB = (sys.executable, "-c", until_stopped)
     job = JOB | {"usd_per_hour": 3600.0, "spend_usd": 5.0}
     done = here.sitting(job, "in-1", lambda: None)
     assert (done["state"], done["said"]) == ("stopped", "saved")
