@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from finelab import machine
@@ -203,8 +204,15 @@ def identical_tensors(first: Path, second: Path) -> bool:
         )
 
 
-JOBS = {"copy": copy, "copy_unsynced": copy_unsynced, "merge": merge, "peft": peft_merge}
-IMPORTS = {"merge": ("torch", "safetensors.torch", "tqdm"), "peft": ("torch", "transformers", "peft")}
+OURS = ("torch", "safetensors.torch", "tqdm")
+JOBS = {
+    "copy": copy,
+    "copy_unsynced": copy_unsynced,
+    "merge": merge,
+    "merge_float16": partial(merge, dtype="float16"),  # no tensor is copied as bytes
+    "peft": peft_merge,
+}
+IMPORTS = {"merge": OURS, "merge_float16": OURS, "peft": ("torch", "transformers", "peft")}
 
 if __name__ == "__main__":
     measure(sys.argv[1], Path(sys.argv[2])) if len(sys.argv) > 1 else main()
