@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from finelab.data import question_key
 from finelab.errors import LabError
+from finelab.show.numbers import signed
 
 IMPROVED, NO_CHANGE, WORSE, TOO_FEW = "improved", "no measurable change", "worse", "too few rows to tell"
 # With 5 rows 7 % of A/A comparisons were called a change, from 8 on 6 % (benchmarks/calibration.py).
@@ -81,12 +82,6 @@ class Comparison:
 
     def __str__(self) -> str:
         return f"{self.measured}: {self.verdict}"
-
-
-def signed(*values: float) -> list[str]:
-    """Each value with its sign and three digits behind the point, or four where one would be said as zero."""
-    digits = 4 if any(value and abs(value) < 5e-4 for value in values) else 3
-    return [f"{value:+.{digits}f}" for value in values]
 
 
 def compare(

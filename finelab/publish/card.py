@@ -10,11 +10,11 @@ from typing import Any
 from finelab.data.read import names_a_file
 from finelab.embedded.model import EMBEDDED
 from finelab.errors import LabError
-from finelab.evaluate.compare import signed
 from finelab.files import write_text
 from finelab.publish.precision import stored_dtype
 from finelab.recipe import HUB_ID, Recipe, require_publishable
 from finelab.run import Run
+from finelab.show.numbers import signed
 
 LICENCES = Path(__file__).parent / "licences"  # agreements that a copy must go with
 FIGURES = ("03_loss", "03_heldout", "04_identity")

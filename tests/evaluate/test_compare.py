@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from finelab.errors import LabError
 from finelab.evaluate import batch_losses, bits_per_byte, by_group, by_kind, by_length, compare, gain_kept
-from finelab.evaluate.compare import IMPROVED, NO_CHANGE, WORSE, compare_shares, paired_interval, signed
+from finelab.evaluate.compare import IMPROVED, NO_CHANGE, WORSE, compare_shares, paired_interval
+from finelab.show.numbers import signed
 
 ALLOWED = 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 200)  # false alarms in 200 tries
 
