@@ -147,23 +147,24 @@ def is_ready(root: Path, venv: Path, lock: str) -> bool:
 
 
 def _has_base_python(venv: Path) -> bool:
-    try:
-        settings = (venv / "pyvenv.cfg").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    known = dict(re.findall(r"^(\w+)\s*=\s*(.+?)\s*$", settings, re.MULTILINE))
-    home = known.get("home")  # not `executable`: Homebrew's names a patch release, which an upgrade removes
+    home = _pyvenv(venv).get("home")  # not `executable`: Homebrew's names a patch release, which goes
     return home is not None and Path(home).exists() and python_of(venv).exists()
 
 
 def _was_moved(venv: Path) -> bool:
     """Whether it was made in another place: its scripts still start what is, or was, there."""
+    command = _pyvenv(venv).get("command", "")  # 3.11 on
+    made = re.search(r" -m venv (?:--\S+ )*(.+)$", command)
+    return made is not None and Path(made.group(1)).resolve() != venv
+
+
+def _pyvenv(venv: Path) -> Dict[str, str]:
+    """How `venv` was made, by its own record; empty where there is none."""
     try:
         settings = (venv / "pyvenv.cfg").read_text(encoding="utf-8")
     except OSError:
-        return False
-    made = re.search(r"^command = .* -m venv (?:--\S+ )*(.+?)\s*$", settings, re.MULTILINE)  # 3.11 on
-    return made is not None and Path(made.group(1)).resolve() != venv
+        return {}
+    return dict(re.findall(r"^(\w+)\s*=\s*(.+?)\s*$", settings, re.MULTILINE))
 
 
 # Installing

@@ -26,8 +26,10 @@ def plain_conversations(
     """The first rows of each source, without those that were cut or in which tools are called."""
     taken: Counter[str] = Counter()
     for row in rows:
-        source, messages = row["source"], conversation(row).messages
-        plain = all(set(each) == {"role", "content"} for each in messages)
-        if taken[source] < per_source and plain and not row.get("truncated"):
+        source = row["source"]
+        if taken[source] == per_source or row.get("truncated"):
+            continue
+        messages = conversation(row).messages
+        if all(set(each) == {"role", "content"} for each in messages):
             taken[source] += 1
             yield source, messages
