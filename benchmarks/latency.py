@@ -57,7 +57,7 @@ SILENCED = """async () => {
 def main() -> None:
     """Measure every wait several times, print and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     if name := sound.missing():
         raise SystemExit(f"the program {name} is not installed; as root, bash .ci/run adds it")
