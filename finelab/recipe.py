@@ -57,7 +57,8 @@ class Model:
 class Data:
     """Which conversations are used and how they are split; shares from 0 to 1, lengths in tokens.
 
-    A source is `embedded`, a file, or a data set on the Hub: `owner/name` or `owner/name@revision`.
+    A source is `embedded`, a file, or a data set on the Hub: `owner/name`, `owner/name:part@revision`, where
+    `part` is a configuration, a split or `configuration:split`.
     `weights` are the sources' shares in the mix; without them all rows of all sources are used.
     """
 

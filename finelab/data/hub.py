@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -15,28 +14,43 @@ _CONFIGS = re.compile(r"available configs: \['(.+?)'\]")
 _TOKEN = re.compile(r"hf_\w+")
 
 
-def load(name: str, revision: str | None) -> tuple[str, Any]:
-    """The commit that `revision` (default: the main branch) stands for, and the train split there.
+def load(name: str, part: str | None, revision: str | None) -> tuple[str, Any]:
+    """The commit that `revision` (default: the main branch) stands for, and a split there.
 
-    The split is a `datasets.Dataset`, downloaded and memory-mapped. Raises LabError when it cannot be had.
+    `part` is a configuration, a split, or `configuration:split`; left out, they are the default one and
+    `train`. The split is a `datasets.Dataset`, downloaded and memory-mapped. Raises LabError when it cannot
+    be had.
     """
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
     try:
         commit = HfApi().dataset_info(name, revision=revision).sha
-        splits = load_dataset(name, revision=commit)
+        config, split = _config_and_split(name, part, commit)
+        splits = load_dataset(name, config, revision=commit)
     except Exception as error:  # the two clients raise a dozen kinds
         raise LabError(_sentence(name, revision, error)) from error
-    if "train" not in splits:
+    if split not in splits:
+        there, chosen = ", ".join(splits), f"{config}:" if config else ""
         raise LabError(
-            f"the data set {name!r} has no split named train; there are: {', '.join(splits)}; "
-            f"{_saved(name, split=next(iter(splits)))}."
+            f"the data set {name!r} has no split named {split}; there are: {there}; "
+            f"choose one as {name}:{chosen}{next(iter(splits))}."
         )
     # when the Hub stops answering halfway, `datasets` takes any older copy from its cache
-    if not all(commit in file["filename"] for file in splits["train"].cache_files):
+    if not all(commit in file["filename"] for file in splits[split].cache_files):
         raise LabError(f"the data set {name!r} cannot be loaded at {commit[:7]}: the Hub {_STOPPED}.")
-    return commit, splits["train"]
+    return commit, splits[split]
+
+
+def _config_and_split(name: str, part: str | None, commit: str) -> tuple[str | None, str]:
+    from datasets import get_dataset_config_names
+
+    if part is None:
+        return None, "train"
+    first, _, rest = part.partition(":")
+    if first in get_dataset_config_names(name, revision=commit):
+        return first, rest or "train"
+    return None, part
 
 
 def _sentence(name: str, revision: str | None, error: BaseException) -> str:
@@ -56,7 +70,7 @@ def _sentence(name: str, revision: str | None, error: BaseException) -> str:
         names = configs[1].split("', '")
         texts["available configs"] = (
             f"has several configurations, and none is the default; there are: {', '.join(names)}; "
-            f"{_saved(name, names[0], split='train')}"
+            f"choose one as {name}:{names[0]}"
         )
     kinds = {
         errors.GatedRepoError: gated,
@@ -70,15 +84,6 @@ def _sentence(name: str, revision: str | None, error: BaseException) -> str:
     meanings += [meaning for kind, meaning in kinds.items() if _has_cause(error, kind)]
     meanings += [f"cannot be loaded ({said[:300]}); {_LOCAL}"]
     return f"the data set {name!r} {meanings[0]}."
-
-
-def _saved(*loaded: str, split: str) -> str:
-    """How a part of a data set that the lab does not load becomes a file that it reads."""
-    names = ", ".join(map(json.dumps, loaded))
-    return (
-        f"to train on one of them, save it in Python: from datasets import load_dataset; "
-        f'load_dataset({names}, split="{split}").to_json("chats.jsonl"), and give --data chats.jsonl'
-    )
 
 
 def _said(error: BaseException) -> str:

@@ -28,7 +28,7 @@ _TEXT_KINDS = {
     ".tsv": csv_values,
 }
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.+))?", re.ASCII)
+_HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([^@]+))?(?:@(.+))?", re.ASCII)
 
 
 class Row(NamedTuple):
@@ -73,8 +73,9 @@ class Source:
 
 
 def open_source(text: str) -> Source:
-    """The source called "embedded", a file's path, or "owner/name" or "owner/name@revision" on the Hub.
+    """The source called "embedded", a file's path, or "owner/name:part@revision" on the Hub.
 
+    `part` is a configuration, a split or both, "configuration:split"; it and `revision` may be left out.
     Raises LabError when there is no such source, when it is empty, and when its kind is unknown.
     """
     if text == "embedded":
@@ -129,7 +130,7 @@ def _text_values(
     return values(utf8_chunks(path, compression))
 
 
-def _open_hub(name: str, revision: str | None) -> Source:
-    commit, dataset = hub.load(name, revision)
+def _open_hub(name: str, part: str | None, revision: str | None) -> Source:
+    commit, dataset = hub.load(name, part, revision)
     content = hashlib.sha256(f"{commit} {dataset._fingerprint}".encode()).hexdigest()
-    return Source(name, commit, content, partial(table_values, dataset))
+    return Source(f"{name}:{part}" if part else name, commit, content, partial(table_values, dataset))

@@ -67,7 +67,8 @@ def _metadata(run: Run, repo_id: str, is_adapter: bool) -> str:
     from huggingface_hub import ModelCardData
 
     publish, evidence = run.recipe.publish, run.evidence()
-    on_hub = [name for name in evidence["data"]["source"].split(", ") if _is_on_hub(name)]
+    sources = evidence["data"]["source"].split(", ")
+    on_hub = list(dict.fromkeys(_repo(name) for name in sources if _is_on_hub(name)))
     data = ModelCardData(
         base_model=publish.base_model,
         license=publish.license,
@@ -274,7 +275,12 @@ def _names(data: dict[str, Any]) -> str:
 
 
 def _is_on_hub(name: str) -> bool:
-    return bool(HUB_ID.fullmatch(name)) and not names_a_file(name)
+    return bool(HUB_ID.fullmatch(_repo(name))) and not names_a_file(name)
+
+
+def _repo(source: str) -> str:
+    """A data set's name without its configuration and split."""
+    return source.partition(":")[0]
 
 
 def _figure(folder: Path, name: str) -> str:

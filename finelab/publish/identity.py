@@ -71,7 +71,10 @@ def for_proof(model: Any) -> Any:
 
 
 def probes(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first rows that were not cut, until their answers have POSITIONS tokens; MOST_PROBES at most."""
+    """The first rows that were not cut, until their answers have POSITIONS tokens; MOST_PROBES at most.
+
+    LabError when every row was cut: its conversation and its tokens are not the same.
+    """
     found: list[dict[str, Any]] = []
     positions = 0
     for row in rows:
@@ -80,6 +83,11 @@ def probes(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         if not row["truncated"]:
             found.append(row)
             positions += min(sum(label != IGNORE for label in row["labels"]), ROW_POSITIONS)
+    if not found:
+        raise LabError(
+            "no held-out row is whole, and the merge is proven on whole ones: all were cut at "
+            "model.max_seq_length; raise it in the run's recipe.toml and begin again with --from data."
+        )
     return found
 
 

@@ -31,7 +31,7 @@ configs:
 - config_name: short
   data_files: [{split: train, path: short.parquet}]
 - config_name: long
-  data_files: [{split: train, path: long.parquet}]
+  data_files: [{split: train, path: long.parquet}, {split: train_sft, path: short.parquet}]
 ---
 """
 
@@ -82,7 +82,7 @@ REPOS = {
     "lab/private": one({TRAIN: table(ROWS)}, state="private"),
     "lab/test-only": one({"data/test-0.parquet": table(ROWS), "data/validation-0.parquet": table(ROWS)}),
     "lab/script": one({"script.py": b"raise SystemExit('run')"}),
-    "lab/configs": one({"README.md": CONFIGS, "short.parquet": table(ROWS), "long.parquet": table(ROWS)}),
+    "lab/configs": one({"README.md": CONFIGS, "short.parquet": table(ROWS[:3]), "long.parquet": table(ROWS)}),
     "lab/garbage": one({TRAIN: b"PAR1 and then nothing"}),
     "lab/empty": one({"README.md": b"soon"}),
     "lab/echoing": one({TRAIN: table(ROWS)}, state="echoing"),
@@ -121,18 +121,26 @@ def home(tmp_path_factory):
 
 
 OPENED = ["lab/tome", "lab/tome@v1", f"lab/tome@{FIRST}"]
-SAVE = "to train on one of them, save it in Python: from datasets import load_dataset; "
-GIVE = ", and give --data chats.jsonl."
+PARTS = {
+    "lab/configs:short": ROWS[:3],
+    f"lab/configs:long@{FIRST}": ROWS,
+    "lab/configs:long:train_sft": ROWS[:3],
+    "lab/test-only:validation": ROWS,
+}
 SENTENCES = {
     "lab/tome@v2": "'lab/tome' has no revision 'v2'; give a branch, a tag or a commit of it",
     "lab/nothing": "'lab/nothing' is not on the Hub, or is private; check the name, or log in",
     "lab/private": "'lab/private' is not on the Hub, or is private; check the name, or log in",
     "lab/gated": "'lab/gated' is gated; accept its terms at http://127.0.0.1:",
     "lab/test-only": "'lab/test-only' has no split named train; there are: validation, test; "
-    + f'{SAVE}load_dataset("lab/test-only", split="validation").to_json("chats.jsonl"){GIVE}',
+    "choose one as lab/test-only:validation.",
     "lab/script": "'lab/script' needs its own code, which is never run; give a local file with --data",
     "lab/configs": "has several configurations, and none is the default; there are: short, long; "
-    + f'{SAVE}load_dataset("lab/configs", "short", split="train").to_json("chats.jsonl"){GIVE}',
+    "choose one as lab/configs:short.",
+    "lab/configs:long:test": "has no split named test; there are: train, train_sft; "
+    "choose one as lab/configs:long:train.",
+    "lab/tome:test": "'lab/tome' has no split named test; there are: train; choose one as lab/tome:train.",
+    "lab/configs:medium": "has several configurations, and none is the default; there are: short, long; ",
     "lab/garbage": "'lab/garbage' cannot be loaded (ArrowInvalid: Parquet magic bytes not found",
     "lab/empty": "doesn't contain any data files",
     "lab/lost": "stopped sending it; try again later, or give a local file with --data",
@@ -142,7 +150,7 @@ SENTENCES = {
 
 @pytest.fixture(scope="module")
 def anonymous(hub, home):
-    texts = [*OPENED, *MIXED, *SENTENCES]
+    texts = [*OPENED, *PARTS, *MIXED, *SENTENCES]
     return dict(zip(texts, open_in_a_process(hub.endpoint, home, *texts), strict=True))
 
 
@@ -158,6 +166,14 @@ def test_a_tag_and_a_commit_name_the_same_rows(anonymous, text):
     assert (name, revision) == ("lab/tome", FIRST)
     assert rows == ROWS[:3]
     assert sha256 == anonymous["lab/tome@v1"][2] != anonymous["lab/tome"][2]
+
+
+@pytest.mark.parametrize("text", PARTS)
+def test_a_part_is_a_configuration_a_split_or_both(anonymous, text):
+    name, revision, sha256, rows = anonymous[text]
+    assert (name, revision) == (text.partition("@")[0], FIRST)
+    assert rows == PARTS[text]
+    assert [anonymous[other][2] for other in PARTS].count(sha256) == 1
 
 
 @pytest.mark.parametrize("text", MIXED)

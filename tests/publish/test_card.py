@@ -170,6 +170,14 @@ def test_an_adapter_has_an_adapters_card(tmp_path):
     assert "vllm" not in text
 
 
+def test_a_data_set_is_linked_once_whatever_parts_of_it_were_read(tmp_path):
+    run = recorded(tmp_path, "smollm2-135m")
+    run.record("data", EVIDENCE["data"] | {"source": "lab/chats:short, lab/chats:long:train_sft"})
+    text, metadata = card_of(run)
+    assert metadata.datasets == ["lab/chats"]
+    assert "`lab/chats:short, lab/chats:long:train_sft`" in text
+
+
 def test_the_runs_pictures_go_with_the_card(tmp_path):
     run = recorded(tmp_path, "smollm2-135m")
     assert "![" not in card_of(run)[0]

@@ -109,7 +109,8 @@ def test_rows_are_compared_until_their_answers_are_long_enough():
     assert probes(rows) == [rows[1]] * MOST_PROBES
     long = [{"labels": [7] * 300, "truncated": False}] * 9
     assert len(probes(long)) == 6  # of each at most 96 are compared
-    assert probes([]) == []
+    with pytest.raises(LabError, match=r"no held-out row is whole.*max_seq_length"):
+        probes([{**rows[0], "truncated": True}])
 
 
 def test_unproven_weights_stop_the_push_even_if_behaviour_agrees(base, tuned, merged):

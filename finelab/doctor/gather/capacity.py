@@ -91,12 +91,14 @@ def token_counts(recipe: Recipe) -> tuple[list[int], list[int]]:
 
 def has_base(recipe: Recipe) -> bool:
     """Whether the recipe's model lies in its cache."""
-    name = recipe.model.model_name
+    name, revision = recipe.model.model_name, recipe.model.revision
     if name == EMBEDDED:
         return any(cache_folder().glob(f"*{GGUF_SHA256[:12]}"))
     from huggingface_hub import try_to_load_from_cache
 
-    return Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+    if Path(name).is_dir():
+        return True
+    return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
 
 
 def model_cache(recipe: Recipe) -> Path:
