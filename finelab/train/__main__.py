@@ -140,7 +140,7 @@ def setting(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -
     ranks = distributed.world()
     if ranks.size == 1:
         return train.tune(run, profile, model, tokenizer, rows)
-    return distributed.share_of(untimed(run, profile), ranks.size)
+    return distributed.setting_of_rank(untimed(run, profile), ranks.size)
 
 
 def trainer_of(

@@ -25,7 +25,7 @@ from finelab.recipe import Recipe
 from finelab.train import cards
 from finelab.train.memory import ALLOCATOR, SHAPES, ModelShape, Setting, memory, setting_of, shape_of
 from finelab.train.plan import duration, gigabytes
-from finelab.train.workload import schedule_of, workload
+from finelab.train.workload import schedule_of, share_of, workload
 
 TABLES = Path(__file__).parent / "clusters.toml"
 MOST = 64  # GPUs that a plan is made for
@@ -249,7 +249,7 @@ def plan_on_cluster(
     The rows of an optimizer step stay those of the recipe and are shared by the GPUs; LabError when they
     cannot be shared alike.
     """
-    shared, accumulation = share_of(recipe, cluster.gpus)
+    shared, accumulation = recipe_of_gpu(recipe, cluster.gpus)
     shape = shape_of(recipe.model.model_name)
     work = workload(*counts, schedule_of(shared, padding_free=False))
     setting = setting_of(shared, machine.decide(cluster.card.hardware, shared), *work.largest)
@@ -283,23 +283,23 @@ def plan_on_cluster(
     )
 
 
-def share_of(recipe: Recipe, gpus: int) -> tuple[Recipe, int]:
-    """The recipe with a GPU's micro-batch, as `distributed.share_of` makes it, and a GPU's accumulation."""
+def recipe_of_gpu(recipe: Recipe, gpus: int) -> tuple[Recipe, int]:
+    """The recipe with a GPU's micro-batch and all GPUs' accumulation, and a GPU's accumulation."""
     training = recipe.training
     most = training.per_device_train_batch_size
     step = most * training.gradient_accumulation_steps
-    rows, rest = divmod(step, gpus)
-    if rest or not rows:
+    shared = share_of(most, training.gradient_accumulation_steps, gpus)
+    if shared is None:
         accumulation = math.lcm(most, gpus) // most
         raise LabError(
             f"--gpus {gpus}: the {step} rows of an optimizer step cannot be shared alike; give a number that "
             f"divides {step}, or --set training.gradient_accumulation_steps={accumulation}."
         )
-    micro = next(n for n in range(min(most, rows), 0, -1) if rows % n == 0)
-    shared = dataclasses.replace(
+    micro, accumulation = shared
+    whole = dataclasses.replace(
         training, per_device_train_batch_size=micro, gradient_accumulation_steps=step // micro
     )
-    return dataclasses.replace(recipe, training=shared), rows // micro
+    return dataclasses.replace(recipe, training=whole), accumulation
 
 
 def _traffic(

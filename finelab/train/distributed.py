@@ -25,7 +25,7 @@ from finelab.recipe import Recipe
 from finelab.run import Run
 from finelab.train.batches import token_counts
 from finelab.train.search import Tuned
-from finelab.train.workload import epoch_batches
+from finelab.train.workload import epoch_batches, share_of
 
 T = TypeVar("T")
 LOGS = "logs"  # in the run's folder
@@ -171,22 +171,18 @@ def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
 # Rows
 
 
-def share_of(tuned: Tuned, size: int) -> Tuned:
-    """Each rank's part of the setting, so that together they take the optimizer step of one process.
-
-    Accumulation is divided first; where that does not go, the micro-batch shrinks too. LabError when the rows
-    of a step cannot be divided.
-    """
+def setting_of_rank(tuned: Tuned, size: int) -> Tuned:
+    """Each rank's part of the setting; LabError when the rows of a step cannot be divided."""
     micro, accumulation = tuned.per_device_train_batch_size, tuned.gradient_accumulation_steps
-    rows, rest = divmod(micro * accumulation, size)
-    if rest:
+    shared = share_of(micro, accumulation, size)
+    if shared is None:
         raise LabError(
             f"the {micro * accumulation} rows of an optimizer step cannot be shared by {size} processes: "
             f"start as many as divide {micro * accumulation}, or change gradient_accumulation_steps."
         )
-    micro = next(each for each in range(min(micro, rows), 0, -1) if rows % each == 0)
+    micro, accumulation = shared
     return dataclasses.replace(
-        tuned, per_device_train_batch_size=micro, gradient_accumulation_steps=rows // micro
+        tuned, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation
     )
 
 

@@ -85,6 +85,19 @@ def schedule_of(recipe: Recipe, padding_free: bool) -> Schedule:
     )
 
 
+def share_of(micro_batch: int, accumulation: int, size: int) -> tuple[int, int] | None:
+    """Micro-batch and accumulation of each of `size` processes that share the optimizer step of one.
+
+    Accumulation is divided first; where that does not go, the micro-batch shrinks too. None when the rows of
+    a step cannot be divided.
+    """
+    rows, rest = divmod(micro_batch * accumulation, size)
+    if rest:
+        return None
+    micro = next(each for each in range(min(micro_batch, rows), 0, -1) if rows % each == 0)
+    return micro, rows // micro
+
+
 def epoch_batches(
     lengths: Sequence[int],
     per_device_train_batch_size: int,

@@ -17,7 +17,7 @@ import pytest
 from finelab import LabError, machine, recipe
 from finelab.train import distributed
 from finelab.train.certificate import compare, document, documents
-from finelab.train.distributed import Order, change_of_size, interleaved, launch_fault, share_of
+from finelab.train.distributed import Order, change_of_size, interleaved, launch_fault, setting_of_rank
 from finelab.train.search import Tuned
 from tests.train.launches import ADAPTER, ROOT, TWENTY, drive, environment, prepared, tiny_model
 
@@ -51,13 +51,13 @@ def setting(size, accumulation):
     ],
 )
 def test_the_ranks_share_an_optimizer_step(recipe_says, size, shared):
-    found = share_of(setting(*recipe_says), size)
+    found = setting_of_rank(setting(*recipe_says), size)
     assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == shared
 
 
 def test_a_step_that_cannot_be_shared_is_refused():
     with pytest.raises(LabError, match="the 8 rows of an optimizer step cannot be shared by 3 processes"):
-        share_of(setting(2, 4), 3)
+        setting_of_rank(setting(2, 4), 3)
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 1), (5, 2), (8, 2), (2, 3)])
