@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finelab.chat.model import ChatModel
-from finelab.chat.prompt import plain_conversations
+from finelab.chat.prompt import plain_rows
 from finelab.chat.text import printable
 from finelab.data.conversation import Message
 from finelab.show import answers_html
@@ -25,7 +25,7 @@ class Answers:
 
 def first_of_each_source(rows: Any, limit: int) -> list[list[Message]]:
     """A conversation of each source, without tools and not cut, at most `limit` of them."""
-    return [messages for _, messages in plain_conversations(rows, per_source=1)][:limit]
+    return [messages for _, messages in plain_rows(rows, per_source=1)][:limit]
 
 
 def side_by_side(chat: ChatModel, conversations: Sequence[list[Message]]) -> list[Answers]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finelab.chat.prompt import render_prompt
+from finelab.chat.sampling import for_generate
 from finelab.chat.text import Text
 from finelab.data.conversation import Message
 from finelab.errors import LabError
@@ -92,14 +93,8 @@ class ChatModel:
 
     def _sampling(self, temperature: float | None) -> dict[str, Any]:
         chosen = self.settings.temperature if temperature is None else temperature
-        if chosen == 0:
-            return {"max_new_tokens": self.settings.max_new_tokens, "do_sample": False}
-        return {
-            "max_new_tokens": self.settings.max_new_tokens,
-            "do_sample": True,
-            "temperature": chosen,
-            "min_p": self.settings.min_p,
-        }
+        options = for_generate(chosen, self.settings.min_p)
+        return {"max_new_tokens": self.settings.max_new_tokens, **options}
 
 
 def _streamer(text: Text) -> Any:

@@ -20,16 +20,15 @@ def render_prompt(
     return render(tokenizer, safe, date_string, add_generation_prompt)
 
 
-def plain_conversations(
+def plain_rows(
     rows: Iterable[Mapping[str, Any]], per_source: int
-) -> Iterator[tuple[str, list[Message]]]:
-    """The first rows of each source, without those that were cut or in which tools are called."""
+) -> Iterator[tuple[Mapping[str, Any], list[Message]]]:
+    """The first rows of each source and their messages, without those that were cut or that have tools."""
     taken: Counter[str] = Counter()
     for row in rows:
-        source = row["source"]
-        if taken[source] == per_source or row.get("truncated"):
+        if taken[row["source"]] == per_source or row.get("truncated"):
             continue
-        messages = conversation(row).messages
-        if all(set(each) == {"role", "content"} for each in messages):
-            taken[source] += 1
-            yield source, messages
+        said = conversation(row)
+        if not said.tools and all(set(each) == {"role", "content"} for each in said.messages):
+            taken[row["source"]] += 1
+            yield row, said.messages

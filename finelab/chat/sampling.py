@@ -32,6 +32,17 @@ class Sampling:
     ignore_eos: bool = False
 
 
+def for_generate(temperature: float, min_p: float | None) -> dict[str, Any]:
+    """Options of transformers' `generate` for the draw of a `Sampling` with these two.
+
+    Left out, `top_k` is 50, and whatever the base's generation_config.json says of the others holds.
+    """
+    plain = {"repetition_penalty": 1.0}
+    if temperature < GREEDY:
+        return {"do_sample": False, **plain}
+    return {"do_sample": True, "temperature": temperature, "min_p": min_p, "top_k": 0, "top_p": 1.0, **plain}
+
+
 @dataclass(frozen=True)
 class Token:
     """A drawn token, its log-probability in nats under the model itself, and the likeliest ones'."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from finelab import recipe as recipes
 from finelab.chat.engine import BASE, Engine
-from finelab.chat.prompt import plain_conversations
+from finelab.chat.prompt import plain_rows
 from finelab.chat.routes import Served
 from finelab.data import load_split
 from finelab.errors import LabError
@@ -190,6 +190,6 @@ def gallery(run: Run) -> list[dict[str, Any]]:
     if not run.heldout_data.exists():
         return []
     return [
-        {"source": source, "messages": prompt, "reference": last["content"]}
-        for source, (*prompt, last) in plain_conversations(load_split(run, "heldout"), PER_SOURCE)
+        {"source": row["source"], "messages": prompt, "reference": last["content"]}
+        for row, (*prompt, last) in plain_rows(load_split(run, "heldout"), PER_SOURCE)
     ][:PROMPTS]

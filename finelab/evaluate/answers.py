@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finelab.chat.prompt import plain_conversations, render_prompt
+from finelab.chat.prompt import plain_rows, render_prompt
 from finelab.data.conversation import Message
 from finelab.embedded.families import check_answer, result_of
 from finelab.evaluate.compare import Comparison, compare_shares
@@ -49,9 +49,9 @@ class Prompt:
 def prompts(rows: Iterable[Mapping[str, Any]], per_source: int) -> list[Prompt]:
     """The first rows of each source as prompts, without those that were cut or in which tools are called."""
     found = []
-    for source, (*asked, last) in plain_conversations(rows, per_source):
-        result = result_of(_as_row(source, asked, last["content"]))
-        found.append(Prompt(source, asked, last["content"], result))
+    for row, (*asked, last) in plain_rows(rows, per_source):
+        result = result_of(_as_row(row["source"], asked, last["content"]))
+        found.append(Prompt(row["source"], asked, last["content"], result))
     return found
 
 

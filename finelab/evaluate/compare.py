@@ -232,6 +232,8 @@ def by_kind(rows: Any, base: NDArray[np.float64], tuned: NDArray[np.float64]) ->
 
 def gain_kept(adapter: Comparison, merged: Comparison) -> str:
     """How much of an adapter's gain its merge keeps, in words; both are compared with the same base."""
+    if adapter.verdict == TOO_FEW:
+        return "too few held-out rows to tell what the merge keeps of the adapter's gain"
     if adapter.verdict != IMPROVED:
         return "on this base the adapter has no measurable gain that its merge could lose"
     share = merged.difference / adapter.difference

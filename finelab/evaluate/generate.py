@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finelab.chat.engine import end_tokens
+from finelab.chat.sampling import for_generate
 
 BATCH = 32  # prompts answered at once
 TOKENS = 8192  # prompts' and answers' together: keys and values take 0.9 GB of a card for Llama 3.2 3B
@@ -45,9 +46,7 @@ def generate(
     import torch
     from tqdm import tqdm
 
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature:
-        sampling = {"do_sample": True, "temperature": temperature, "min_p": min_p}
+    sampling = for_generate(temperature, min_p)
     lengths = [len(tokenizer(each, add_special_tokens=False)["input_ids"]) for each in prompts]
     answers: dict[int, Answer] = {}
     with torch.random.fork_rng():

@@ -121,6 +121,7 @@ def greedy_answers(
             **inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            repetition_penalty=1.0,  # as served, whatever the base's generation_config.json says
             use_cache=model.device.type != "cuda",
             pad_token_id=tokenizer.pad_token_id,
         )

@@ -80,6 +80,7 @@ class Explorer:
         start, profile = card_called(card), machine.decide(card_called(card).hardware, recipe)
         rows, length = recipe.training.per_device_train_batch_size, recipe.model.max_seq_length
         self._start = setting_of(recipe, profile, rows, length)
+        shape.adapter(self._start.r, self._start.target_modules)  # its sentence, before a widget's traceback
         self.controls = _controls(self._start, name, start, self.shapes)
         self._line, self._picture = _drawn()
         for control in self.controls.values():

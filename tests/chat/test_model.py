@@ -124,3 +124,13 @@ def test_other_options_go_to_generate(chat):
     assert chat.answer(QUESTION, tuned=False, temperature=1.5, top_k=1) == chat.answer(
         QUESTION, tuned=False, temperature=0
     )
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_what_the_base_says_of_sampling_does_not_change_the_answer(chat, monkeypatch, temperature):
+    plain = chat.answer(QUESTION, seed=5, temperature=temperature)
+    for name, value in {"top_k": 2, "top_p": 0.1, "repetition_penalty": 9.0}.items():
+        monkeypatch.setattr(chat.model.generation_config, name, value)
+    assert chat.answer(QUESTION, seed=5, temperature=temperature) == plain
+    if temperature:
+        assert chat.answer(QUESTION, seed=5, temperature=temperature, top_k=1) != plain

@@ -166,6 +166,8 @@ def test_a_merge_is_held_against_the_adapter_on_the_same_base(noise):
     adapter, merged = (compare(base, rows(20.0 + gain + 0.1 * noise)) for gain in (-2.0, -1.6))
     assert gain_kept(adapter, merged).startswith("the merge keeps 80.")
     assert gain_kept(compare(base, base), compare(base, base)).endswith("that its merge could lose")
+    few = compare(base[:4], base[:4] - 0.5)
+    assert gain_kept(few, few).startswith("too few held-out rows")
 
 
 def test_groups_come_in_the_alphabets_order_and_hold_their_own_rows():

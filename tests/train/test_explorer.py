@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from finelab.recipe import load_preset
+from finelab import LabError
+from finelab.recipe import load_preset, override
 from finelab.train import explorer
 from finelab.train.cards import card_called
 from finelab.train.explorer import EXPLORED, LIMITS, Explorer
@@ -104,6 +105,12 @@ def test_no_module_is_no_training_and_can_be_mended(explored):
     assert explored.line.startswith("Choose at least one of target_modules")
     turn(explored, r=32, target_modules=("q_proj",))
     assert f"{ONE.adapter(32, ['q_proj']):,} of" in explored.line
+
+
+def test_a_module_outside_the_layers_is_a_sentence():
+    other = override(load_preset("llama-3.2-1b"), ['lora.target_modules=["q_proj", "embed_tokens"]'])
+    with pytest.raises(LabError, match=r"lora\.target_modules: no module 'embed_tokens'"):
+        Explorer(other, ONE)
 
 
 def test_a_recipe_between_the_steps_and_a_model_of_ones_own_can_be_explored(preset):
