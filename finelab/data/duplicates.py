@@ -15,6 +15,7 @@ import contextlib
 import math
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,17 +128,20 @@ def near_matches(
 
 @dataclass(frozen=True)
 class Leakage:
-    """Held-out rows with a near match in the training rows; `examples` are (held-out, training) indices."""
+    """Held-out rows with a near match in the training rows, and the largest share of them in a kind.
+
+    The verdict is over the rows of one kind, so that another kind's clean rows must not hide its leaks.
+    """
 
     rows: int
     share: float
-    examples: list[tuple[int, int]]
 
 
-def leakage(matches: Sequence[int | None]) -> Leakage:
-    """What `near_matches` found, as a count, a share of the held-out rows and up to three pairs."""
-    leaks = [(heldout, train) for heldout, train in enumerate(matches) if train is not None]
-    return Leakage(len(leaks), len(leaks) / max(len(matches), 1), leaks[:3])
+def leakage(matches: Sequence[int | None], kinds: Sequence[str]) -> Leakage:
+    """What `near_matches` found in held-out rows of these kinds."""
+    leaked = Counter(kind for kind, match in zip(kinds, matches, strict=True) if match is not None)
+    shares = [leaked[kind] / rows for kind, rows in Counter(kinds).items()]
+    return Leakage(leaked.total(), max(shares, default=0.0))
 
 
 def shingles(text: str) -> list[str]:

@@ -309,8 +309,9 @@ def _leaks(
     """The held-out rows that nearly repeat a training row; validation rows are looked at by nobody."""
     matrix = duplicates.on_disk(shards.signatures(tokens), work)
     matches = duplicates.near_matches(matrix, len(splits["train"]), threshold, work)
-    reported = [kind != VALIDATION for kind in splits["heldout"]["heldout"].to_pylist()]
-    return duplicates.leakage(list(itertools.compress(matches, reported)))
+    kinds = splits["heldout"]["heldout"].to_pylist()
+    reported = [pair for pair in zip(matches, kinds, strict=True) if pair[1] != VALIDATION]
+    return duplicates.leakage([match for match, _ in reported], [kind for _, kind in reported])
 
 
 def _forget_old(folder: Path) -> None:

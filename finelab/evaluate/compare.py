@@ -96,10 +96,11 @@ def compare(
     """Compare two (rows, 2) arrays of nats and tokens by a paired bootstrap over conversations.
 
     Whole conversations are drawn, since tokens of one answer are not independent, and those with the same
-    of `questions` together: drawn by row, 20 questions with 5 answers each call 28 % of A/A comparisons a
-    change. The interval is the expanded percentile interval (Hesterberg 2015,
-    doi:10.1080/00031305.2015.1089789): the plain one is too narrow for few rows and called 11 % of A/A
-    comparisons of 10 rows a change, this one 6 %. LabError for a loss that is no finite number.
+    of `questions` together: drawn by row, 20 questions with 5 answers each called 20 to 37 % of simulated A/A
+    comparisons a change, by how alike the answers to a question were. The interval is the expanded percentile
+    interval (Hesterberg 2015, doi:10.1080/00031305.2015.1089789), as the plain one is too narrow for few
+    rows; it called 5.5 % of A/A comparisons of 10 rows a change (benchmarks/results/calibration.json).
+    LabError for a loss that is no finite number.
     """
     _require_finite(base, tuned)
     rows = int(np.count_nonzero(base[:, 1]))

@@ -29,7 +29,7 @@ class SideBySide:
     """Each run against its base and each pair, by kind, on `rows` conversations that all held out whole.
 
     The intervals of a kind's pairs hold together at 95 % (Bonferroni). They cover the choice of rows, not
-    that of seeds: two seeds of one setting are two models, and mostly differ.
+    that of seeds: two seeds of one setting are two models, and may differ.
     """
 
     rows: int

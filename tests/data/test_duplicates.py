@@ -211,15 +211,15 @@ def test_rows_that_repeat_each_other_within_a_side_are_no_leak():
     assert near_matches([BASE], [], 0.8) == []
 
 
-def test_leakage_counts_and_gives_three_examples():
-    found = leakage([None, 7, 3, None, 3, 9])
-    assert (found.rows, found.share, found.examples) == (4, 4 / 6, [(1, 7), (2, 3), (4, 3)])
+def test_clean_rows_of_one_kind_hide_no_leaks_of_another():
+    found = leakage([7, None, 3, 3, *[None] * 16], ["row"] * 4 + ["family"] * 16)
+    assert (found.rows, found.share) == (3, 3 / 4)
 
 
 @pytest.mark.parametrize("matches", [[], [None, None]])
 def test_without_leaks_the_share_is_zero(matches):
-    found = leakage(matches)
-    assert (found.rows, found.share, found.examples) == (0, 0.0, [])
+    found = leakage(matches, ["row"] * len(matches))
+    assert (found.rows, found.share) == (0, 0.0)
 
 
 def test_only_what_user_and_assistant_say_is_compared():
