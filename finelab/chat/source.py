@@ -112,6 +112,9 @@ def load_model(base: str, adapters: Mapping[str, Path], dtype: Any, device: str)
         )
     except OSError as error:
         raise LabError(f"{base} has no whole safetensors weights ({error}); get the model again.") from error
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):  # a 4-bit file says bfloat16, also on a card that has none
+            module.compute_dtype = dtype
     for name, folder in zip(peft_names(adapters).values(), adapters.values(), strict=True):
         if isinstance(model, PeftModel):
             model.load_adapter(folder, adapter_name=name, autocast_adapter_dtype=False)

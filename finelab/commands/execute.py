@@ -137,6 +137,17 @@ class Client(NotebookClient):  # type: ignore[misc]
         self.stopping = True
 
 
+def _less_memory(stage: str) -> str:
+    """What helps a stage whose memory ran out; a batch is of the training alone."""
+    if stage == "03_train":
+        smaller = "--set training.per_device_train_batch_size=1 --set training.tune=false"
+        return f"close other programs, or use a smaller batch ({smaller}) under another --run NAME"
+    return (
+        "close other programs and run the same command again, which keeps what was trained; where it was a "
+        "card's memory, CUDA_VISIBLE_DEVICES=-1 does this stage on the processor"
+    )
+
+
 def _explain(error: Exception, stage: str, cell: int, failed: Path) -> NoReturn:
     if isinstance(error, DeadKernelError):
         raise LabError(
@@ -158,9 +169,6 @@ def _explain(error: Exception, stage: str, cell: int, failed: Path) -> NoReturn:
             "CUDA_VISIBLE_DEVICES=-1 trains on the processor."
         ) from error
     if NO_MEMORY.search(f"{error.ename}: {error.evalue}"):
-        raise LabError(
-            f"{stage}: not enough memory in cell {cell}; close other programs or use a smaller "
-            "batch (--set training.per_device_train_batch_size=1) under another --run NAME."
-        ) from error
+        raise LabError(f"{stage}: not enough memory in cell {cell}; {_less_memory(stage)}.") from error
     tail = "\n".join(f"    {line}" for line in trace.strip().splitlines()[-SHOWN_LINES:])
     raise NotebookError(f"{stage}: cell {cell} failed:\n{tail}\nmore of it: {failed}") from error

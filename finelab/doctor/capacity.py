@@ -9,7 +9,10 @@ from finelab.run import NEEDED_BYTES
 
 ELSEWHERE = {"Windows": r"D:\finelab"}  # on another disk; what else a disk is called, only its owner knows
 EMBEDDED_RECIPE = "smollm2-135m"  # its base is converted into a cache of the lab
-SMALLER = "--set training.per_device_train_batch_size=1 --set training.gradient_accumulation_steps=8"
+SMALLER = (
+    "--set training.per_device_train_batch_size=1 --set training.gradient_accumulation_steps=8 "
+    "--set training.tune=false"  # or the tuner may go back to larger ones
+)
 
 
 def read_only_runs(facts: Facts) -> Finding | None:

@@ -102,6 +102,13 @@ def test_a_machine_at_its_limit_is_one_sentence(attempt, write_notebook, code, s
         attempt(write_notebook(code))
 
 
+def test_a_stage_after_the_training_is_not_sent_back_to_train(attempt, write_notebook):
+    notebook = write_notebook("raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')")
+    with pytest.raises(LabError, match="run the same command again, which keeps what was trained") as raised:
+        attempt(notebook.rename(notebook.with_stem("04_publish")))
+    assert "batch" not in str(raised.value)
+
+
 def test_a_notebook_that_ends_well_leaves_no_failed_copy(attempt, write_notebook, tmp_path):
     with pytest.raises(NotebookError):
         attempt(write_notebook("1 / 0"))

@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from finelab import LabError
@@ -149,6 +150,21 @@ def test_adapters_of_different_bases_are_not_served_together(tmp_path):
     _, folder = tiny.write_run(tmp_path)
     with pytest.raises(LabError, match=r"'tuned' was trained on .*, not on another; serve it by itself"):
         source.load_model("another", {"tuned": folder}, None, "cpu")
+
+
+def test_a_base_in_4_bit_computes_in_the_servers_dtype(tmp_path):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder, _ = tiny.write_run(tmp_path)
+    packed = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=packed, device_map="cpu")
+    base = tmp_path / "packed"
+    model.save_pretrained(base)
+    tiny.tokenizer().save_pretrained(base)
+    served, _ = source.load_model(str(base), {}, torch.float32, "cpu")
+    layers = [module for module in served.modules() if hasattr(module, "compute_dtype")]
+    assert layers
+    assert {module.compute_dtype for module in layers} == {torch.float32}
 
 
 def test_a_model_whose_layers_look_through_a_window_is_refused(tmp_path):
