@@ -24,6 +24,7 @@ ALLOCATOR = 1.15  # reserved over allocated on CUDA [seed]: 1.152 GiB for 0.999 
 CUDA_CONTEXT = 500_000_000  # 0.3 to 0.6 GB, which torch does not count as reserved
 CPU_CONTEXT = 700_000_000  # Python, torch and Unsloth: what is left of 1.48 GB measured at 306 tokens
 CUDA_LAYER = 48  # bytes per token and hidden unit while one layer is recomputed [zoo]
+SCORED_AT_ONCE = 256  # positions whose logits `evaluate.token_nll` holds in fp32, with their log-softmax
 CUDA_LOGIT_ROWS = 2048  # rows of fp32 logits that are alive at once [zoo]
 CPU_LOGITS = 16 * 2**20  # elements of a chunk of logits in Unsloth's CPU loss
 CPU_GAP = 1.2  # layers' saved activations that the kernels for a new batch shape take; 0.5 to 1.4 measured
@@ -273,12 +274,13 @@ def merge_memory(shape: ModelShape, target_modules: Sequence[str]) -> int:
 
 
 def publish_memory(shape: ModelShape, setting: Setting) -> int:
-    """The least bytes of a card's memory for notebook 04: the model in 16 bit, and the adapter.
+    """The least bytes of a card's memory for notebook 04: the model in 16 bit, the adapter, a row's logits.
 
     It loads the base with the adapter, the merged model, the GGUF and what was pushed one after the other.
     """
     parameters = shape.adapter(setting.r, setting.target_modules)
-    return CUDA_CONTEXT + 2 * (shape.body + shape.others) + 4 * parameters
+    logits = shape.vocab_size * (2 * setting.length + 2 * 4 * SCORED_AT_ONCE)
+    return CUDA_CONTEXT + 2 * (shape.body + shape.others) + 4 * parameters + logits
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,11 @@ class Plan:
             return []
         text = f"at least {gigabytes(self.publish_memory_bytes)} of the card's memory, as it loads 16 bit"
         if self.publish_memory_bytes > self.memory_capacity_bytes:
-            text += "; too much: run notebook 04 without the card, with CUDA_VISIBLE_DEVICES=-1"
+            in_float32 = gigabytes(2 * self.disk["merged model"])
+            text += (
+                "; too much: run notebook 04 without the card, with CUDA_VISIBLE_DEVICES=-1, which computes in "
+                f"float32 and takes about {in_float32} of main memory"
+            )
         return [("to publish", text)]
 
     def _time(self, now: datetime.datetime) -> list[tuple[str, str]]:
