@@ -22,6 +22,7 @@ from finelab.train import distributed
 from finelab.train.checkpoint import Checkpoint
 
 HASHES = ("data_order_sha256", "learning_rate_sha256", "rng_sha256", "weights_sha256")
+START = "_finelab_start_sha256"  # kept on the model, as a trainer is soon made anew
 
 
 class Chain:
@@ -151,6 +152,16 @@ def rng_sha256() -> str:
     numpy = np.random.get_state(legacy=False)
     place = (numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"])
     return _hash(repr(random.getstate()), numpy["state"]["key"].tobytes(), repr(place), *states)
+
+
+def trained_before(trainer: Any) -> bool:
+    """Whether steps were made in this process since its first call for the trainer's model.
+
+    The optimizer is asked too: with warm-up the first step's learning rate is 0, which moves no weight.
+    """
+    found = weights_sha256(trainer.model)
+    moved = vars(trainer.model).setdefault(START, found) != found
+    return moved or bool(trainer.optimizer is not None and trainer.optimizer.state_dict()["state"])
 
 
 def weights_sha256(model: Any) -> str:

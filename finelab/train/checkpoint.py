@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,19 +140,23 @@ def inspect(folder: Path) -> Checkpoint | str:
 
 
 def fingerprint(run: Run, trainer: Any) -> dict[str, Any]:
-    """All that decides the weights, flat: data, recipe, the trainer's own arguments, dtypes, versions."""
+    """All that decides the weights, flat: data, recipe, the trainer's own arguments, dtypes, versions.
+
+    Of LoRA and training it is what the model and the trainer were really made with.
+    """
     evidence = run.evidence()
     data = evidence.get("data", {})
     found: dict[str, Any] = {"data.sha256": data.get("sha256")}
     if ROWS_SHA256 in data:
         found[f"data.{ROWS_SHA256}"] = data[ROWS_SHA256]
-    unseen = without_effect(run.recipe)
+    unseen, model = without_effect(run.recipe), trainer.model
+    # a changed cell counts, and what the tuner chose
+    real = {"lora": model.peft_config[model.active_adapter], "training": trainer.args}
     for section in SECTIONS:
         for key, value in dataclasses.asdict(getattr(run.recipe, section)).items():
             if key not in unseen:
-                found[f"{section}.{key}"] = value
-                if section == "training":  # a changed cell counts, and what the tuner chose
-                    found[f"training.{key}"] = getattr(trainer.args, key, value)
+                found[f"{section}.{key}"] = getattr(real.get(section), key, value)
+    found["lora.target_modules"] = _adapted(model, run.recipe.lora.target_modules)
     # on a CPU the rows are packed before the trainer has them, and its own argument stays off
     found["training.packing"] |= "seq_lengths" in trainer.train_dataset[0]
     # a step is what all ranks take: another number of them with as many rows is no change
@@ -164,6 +168,12 @@ def fingerprint(run: Run, trainer: Any) -> dict[str, Any]:
     installed = versions() | {"accelerate": importlib.metadata.version("accelerate")}
     found |= {f"versions.{name}": installed.get(name) for name in PACKAGES}
     return dict(json.loads(json.dumps(found)))  # as a manifest gives it back: no tuple, no enum
+
+
+def _adapted(model: Any, named: Sequence[str]) -> list[str]:
+    """The modules with an adapter, in the recipe's order: PEFT keeps a set, for some models a pattern."""
+    found = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    return [*(name for name in named if name in found), *sorted(found - set(named))]
 
 
 def by_step(fingerprint: dict[str, Any]) -> dict[str, Any]:
@@ -194,8 +204,8 @@ def clear_errors(checkpoints: Path, batch_size: int) -> Iterator[None]:
             if out_of_memory(error):
                 raise LabError(
                     f"not enough memory for batches of {batch_size}: close other programs, or set "
-                    "training.per_device_train_batch_size lower and training.gradient_accumulation_steps "
-                    "higher under another run name; the checkpoints are kept."
+                    "training.per_device_train_batch_size lower, training.gradient_accumulation_steps higher "
+                    "and training.tune to false under another run name; the checkpoints are kept."
                 ) from error
             if number := re.search(r"\(os error (\d+)\)", text):  # safetensors' words for an OSError
                 raise OSError(int(number[1]), text, None, int(number[1])) from error

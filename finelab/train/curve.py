@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from finelab.errors import LabError
+
 
 class Curve(NamedTuple):
     """What was logged, in the order that `show.loss_curve` takes.
@@ -62,6 +64,14 @@ class Growing:
 
 
 def first_and_last(losses: list[float], window: int = 5) -> tuple[float, float]:
-    """The mean of the first and of the last `window` losses: one step's loss is mostly noise."""
+    """The mean of the first and of the last `window` losses: one step's loss is mostly noise.
+
+    LabError without any.
+    """
+    if not losses:
+        raise LabError(
+            "training logged no loss, so nobody knows how it went: do the stage again with --from train and "
+            "a lower training.logging_steps."
+        )
     first, last = losses[:window], losses[-window:]
     return sum(first) / len(first), sum(last) / len(last)

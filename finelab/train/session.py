@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -18,7 +19,7 @@ from finelab.files import staged, writing
 from finelab.machine import peak_memory_bytes, release_memory, require_free_space, versions
 from finelab.run import ACCEPT_VARIABLE, TRAINING_LOCK, Run, alone
 from finelab.train import distributed
-from finelab.train.certificate import Chain, watching
+from finelab.train.certificate import Chain, trained_before, watching
 from finelab.train.checkpoint import (
     Checkpoint,
     by_step,
@@ -80,13 +81,20 @@ class Session:
 
         It looks each time, so that a cell run again after an interruption goes on too. transformers
         would train a finished run one step further. LabError when something that decides the weights
-        changed since the checkpoint, or another process trains the run.
+        changed since the checkpoint, when another process trains the run, or when the model was trained here
+        and no checkpoint holds it.
         """
         with self._alone():  # to others, the checkpoint that a training is writing is a broken one
             # the first rank sets broken ones aside, before the others look
             self._start = distributed.first(lambda: newest_whole(self.run.checkpoints))
-        steps = total_steps(trainer)
+        steps, trained = total_steps(trainer), trained_before(trainer)
         if self._start is None:
+            if trained:
+                raise LabError(
+                    f"run {self.run.name!r} has no checkpoint to go on from, but this kernel's model was "
+                    "already trained for some steps, so it would not start afresh: restart the kernel and "
+                    "run the notebook again."
+                )
             print(f"Starting: {steps} steps.")
             return False
         done, state = self._start.step, json.loads(_state_file(self._start.folder).read_text("utf-8"))
@@ -334,8 +342,8 @@ def total_steps(trainer: Any) -> int:
     if trainer.args.max_steps > 0:
         return int(trainer.args.max_steps)
     batches = len(trainer.get_train_dataloader())
-    per_epoch = -(-batches // trainer.args.gradient_accumulation_steps)
-    return int(per_epoch * trainer.args.num_train_epochs)
+    per_epoch, epochs = -(-batches // trainer.args.gradient_accumulation_steps), trainer.args.num_train_epochs
+    return math.ceil(float(per_epoch * epochs))
 
 
 def _state_file(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import math
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ RISE = 0.5  # nats: a loss so much above its best means a perplexity of 1.65 tim
 ERRORS = 10  # standard errors: none of 2,400 noisy falling curves rose so high, with 4 four in ten did
 SLOW = 0.6  # of the usual tokens per second
 FULL = 0.95  # of the card's memory
+SPILLS = sys.platform == "win32"  # the driver there moves what does not fit, and says nothing
 FP16_SKIPS = 20  # steps in a row; the loss scale begins at 2^16 and is halved at each step that overflows
 
 
@@ -31,18 +33,22 @@ def watch(run: Run) -> Any:
     """The trainer's callback that stops a run which cannot end well, warns of a slow one, and shows it.
 
     `trainer.train` raises LabError at a first loss above `training.max_first_loss`, at a loss or gradient
-    that is no number, and at a loss that diverges. It stands after the session's callback.
+    that is no number, a validation loss too, and at a loss that diverges. It stands after the session's
+    callback.
     """
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.sitting = Sitting.begin(run, state)
-            self.live, self.line, self.warned = Live(), "", set[str]()
+            self.live, self.line, self.warned = Live(), "", set[bool]()
             self.growing = Growing()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_log |= control.should_save  # no checkpoint before its loss was judged
+            # no checkpoint before its loss was judged, and after a look there may be one
+            control.should_log |= control.should_save or control.should_evaluate or state.global_step == 1
+
+        on_epoch_end = on_step_end  # a changed cell may save or look at the end of epochs
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
             self.points = self.growing.read(state.log_history)
@@ -53,7 +59,7 @@ def watch(run: Run) -> Any:
             self.show(last=wrong is not None)
             if wrong:
                 raise LabError(wrong)
-            self.warn(slowdown(self.sitting.rates(self.points), window_of(args)))
+            self.warn(slowdown(self.sitting.rates(self.points), window_of(args)), card_memory())
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.line:
@@ -66,11 +72,13 @@ def watch(run: Run) -> Any:
                 self.line, lambda: png(loss_curve(*self.points, resumes=resumes, title=title)), last
             )
 
-        def warn(self, slow: tuple[float, float] | None) -> None:
-            cause = slow_cause(*card_memory()) if slow else ""
-            if slow and cause not in self.warned:
-                self.warned.add(cause)
-                print(f"Slow: {slow[0]:,.0f} tok/s, where {slow[1]:,.0f} was usual. {cause}", flush=True)
+        def warn(self, slow: tuple[float, float] | None, memory: tuple[int, int]) -> None:
+            full = is_full(*memory)
+            # what spills from the first step on has no faster steps to be compared with
+            if (slow or (full and SPILLS)) and full not in self.warned:
+                self.warned.add(full)
+                rates = f"{slow[0]:,.0f} tok/s, where {slow[1]:,.0f} was usual. " if slow else ""
+                print(f"Slow: {rates}{slow_cause(*memory)}", flush=True)
 
     return Watch()
 
@@ -142,7 +150,7 @@ def window_of(args: Any) -> int:
 
 
 def fault(sitting: Sitting, limit: float, args: Any, state: Any, points: Curve) -> str | None:
-    """Why training must not go on, and what to do, if so."""
+    """Why training must not go on after the last log, and what to do, if so."""
     if what := not_finite(state.log_history, args.fp16):
         return not_finite_text(what, state.global_step, args)
     first = sitting.step == 0 and len(points.losses) == 1
@@ -154,11 +162,14 @@ def fault(sitting: Sitting, limit: float, args: Any, state: Any, points: Curve) 
 
 
 def not_finite(log_history: Sequence[dict[str, Any]], fp16: bool) -> str | None:
-    """Which value of the last log is no finite number.
+    """Which value of the last log is no finite number; of a look, its own loss.
 
     With fp16 the loss scale is found by gradients that overflow: the trainer skips such a step and halves the
     scale, so there only FP16_SKIPS of them in a row count.
     """
+    look = log_history[-1].get("eval_loss", 0.0)
+    if not math.isfinite(look):
+        return f"the validation loss is {look}"
     wanted = FP16_SKIPS if fp16 else 1
     losses = (entry for entry in reversed(log_history) if "loss" in entry)  # looks are logged between them
     last = list(itertools.islice(losses, wanted))
@@ -260,14 +271,19 @@ def card_memory() -> tuple[int, int]:
     return torch.cuda.memory_reserved(), torch.cuda.get_device_properties(0).total_memory
 
 
+def is_full(reserved_bytes: int, total_bytes: int) -> bool:
+    """Whether torch holds so much of the card that on Windows a part of it lies in main memory."""
+    return reserved_bytes > FULL * total_bytes
+
+
 def slow_cause(reserved_bytes: int, total_bytes: int) -> str:
     """The likely cause of a slowdown and what to do about it."""
-    if reserved_bytes > FULL * total_bytes:
+    if is_full(reserved_bytes, total_bytes):
         return (
             f"The GPU's memory is full ({reserved_bytes / 1e9:.1f} of {total_bytes / 1e9:.1f} GB), and on "
             "Windows the driver then moves a part of it into main memory. Close other programs that use the "
-            "GPU, or start a new run with half of training.per_device_train_batch_size and twice its "
-            "gradient_accumulation_steps."
+            "GPU, or start a new run with half of training.per_device_train_batch_size, twice its "
+            "gradient_accumulation_steps, and training.tune = false, which keeps them."
         )
     return (
         "Likely another program uses this machine, or heat or a power-saving mode lowers its clock: close "

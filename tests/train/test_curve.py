@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from finelab import LabError
 from finelab.train import curve, first_and_last
 from finelab.train.curve import Growing
 
@@ -63,3 +64,8 @@ def test_without_counted_tokens_there_is_no_rate():
 def test_first_and_last_are_means_of_their_windows():
     assert first_and_last([4.0, 2.0, 1.0, 1.0], window=2) == (3.0, 1.0)
     assert first_and_last([4.0], window=5) == (pytest.approx(4.0), pytest.approx(4.0))
+
+
+def test_without_any_loss_there_is_no_first_and_no_last():
+    with pytest.raises(LabError, match="logged no loss"):
+        first_and_last([])

@@ -12,7 +12,9 @@ from finelab import LabError
 from finelab.files import sha256, write_json
 from finelab.recipe import override
 from finelab.run import ACCEPT_VARIABLE, Run, create_run
-from finelab.train import Session
+from finelab.train import Session, watch
+from finelab.train.probe import unchanged
+from tests.tiny import base_model, with_adapter
 from tests.train.sittings import ROWS, at_step, sit, trainer_of
 
 ADAPTER = "adapter_model.safetensors"
@@ -104,6 +106,76 @@ def test_a_finished_run_is_loaded_not_trained_on(run, capsys):
     assert run.evidence()["training"]["resumes"] == []
 
 
+class Broken(Exception):
+    """Stands for what ends a sitting at once: a second press of stop, too little memory."""
+
+
+def broken_at(step, session, **args):
+    """The trainer of a sitting that broke in this step, before its first checkpoint."""
+
+    def break_off():
+        raise Broken
+
+    trainer = trainer_of(session, [at_step(step, break_off)], save_steps=64, **args)
+    with pytest.raises(Broken):
+        sit(session, trainer)
+    trainer.callback_handler.callbacks.pop()
+    return trainer
+
+
+@pytest.mark.parametrize("again", ["training cell", "trainer's cell", "tuner's cell"])
+def test_weights_that_moved_before_a_first_checkpoint_are_no_fresh_start(run, again, capsys):
+    session = Session(run)
+    trainer = broken_at(3, session)
+    if again != "training cell":
+        with unchanged(trainer.model) if "tuner" in again else nullcontext():  # as around a trial
+            session = Session(run)
+            trainer = trainer_of(session, model=trainer.model)
+    capsys.readouterr()
+    with pytest.raises(LabError, match=r"'trial' has no checkpoint .*: restart the kernel and run"):
+        sit(session, trainer)
+    assert "Starting" not in capsys.readouterr().out
+    train(run)  # as after a restart
+
+
+def test_weights_of_a_checkpoint_that_is_gone_are_no_fresh_start(run):
+    train(run, stop_at=3)
+    session = Session(run)
+    trainer = trainer_of(session)
+    sit(session, trainer)
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(LabError, match="was already trained for some steps"):
+        Session(run).finished(trainer)
+
+
+def test_a_step_of_warm_up_moves_no_weight_and_yet_the_optimizer(run):
+    session = Session(run)
+    trainer = broken_at(2, session, warmup_steps=2)
+    with pytest.raises(LabError, match="was already trained for some steps"):
+        sit(session, trainer)
+    session = Session(run)
+    sit(session, trainer_of(session, model=trainer.model))
+
+
+def test_a_sitting_that_broke_in_its_first_step_may_begin_again(run):
+    session = Session(run)
+    trainer = broken_at(1, session)
+    sit(session, trainer)
+    session.complete(trainer)
+    assert run.evidence()["training"]["steps"] == 8
+
+
+def test_a_part_of_an_epoch_is_rounded_up_as_the_trainer_does(run, capsys):
+    args = {"num_train_epochs": 0.6, "save_steps": 64}  # 2.4 of 4 steps
+    session, trainer = train(run, stop_at=2, **args)
+    with pytest.raises(LabError, match="training stopped at step 2 of 3"):
+        session.complete(trainer)
+    session, trainer = train(run, **args)
+    session.complete(trainer)
+    assert run.evidence()["training"]["steps"] == 3
+    assert "Going on from checkpoint-2: 1 of 3 steps are left." in capsys.readouterr().out
+
+
 def test_a_second_start_while_one_trains_is_refused_and_touches_nothing(run):
     second = Session(run)
     other = trainer_of(second)
@@ -154,6 +226,15 @@ def test_early_stopping_keeps_the_best_adapter_and_trains_no_step_more(stopping,
     assert f"Training is finished: {best + 4} of 32 steps, stopped early" in capsys.readouterr().out
     assert sha256(run.adapter / ADAPTER) == adapter
     assert run.evidence()["training"] == training
+
+
+def test_a_run_that_stopped_early_before_its_first_planned_log_is_completed(stopping):
+    run = changed(stopping, "training.max_first_loss=20")
+    session, trainer = train(run, callbacks=[watch(run)], **EARLY, logging_steps=100)
+    session.complete(trainer)
+    training = run.evidence()["training"]
+    assert training["stopped_early"]
+    assert training["last_loss"] < training["first_loss"]
 
 
 def test_patience_is_counted_across_sittings(stopping, tmp_path):
@@ -241,14 +322,14 @@ def test_what_changed_since_the_checkpoint_is_named_and_refused(run, monkeypatch
     train(run, stop_at=3)
     run.record("data", {"sha256": "b", "rows_sha256": "d"})
     run.record("machine", {"profile": {"dtype": "b"}})
-    edited = changed(run, "lora.lora_alpha=7", "training.session_hours=9.0", "training.save_steps=5")
+    edited = changed(run, "lora.random_state=7", "training.session_hours=9.0", "training.save_steps=5")
     with pytest.raises(LabError) as told:
         train(edited, learning_rate=2e-2)
     for name, old, new in (
         ("data.sha256", "'a'", "'b'"),
         ("data.rows_sha256", "'c'", "'d'"),
         ("machine.dtype", "'a'", "'b'"),
-        ("lora.lora_alpha", run.recipe.lora.lora_alpha, 7),
+        ("lora.random_state", run.recipe.lora.random_state, 7),
         ("training.learning_rate", 0.01, 0.02),
     ):
         assert f"{name}: {old} -> {new}" in str(told.value)
@@ -268,6 +349,23 @@ def test_packed_rows_are_another_training(run):
     packed = [row | {"seq_lengths": [4]} for row in ROWS]
     with pytest.raises(LabError, match=r"training\.packing: False -> True"):
         train(run, rows=packed)
+
+
+@pytest.mark.parametrize(
+    ("cell", "change"),
+    [
+        ({"lora_alpha": 64}, r"lora\.lora_alpha: 8 -> 64"),
+        ({"lora_dropout": 0.5}, r"lora\.lora_dropout: 0\.1 -> 0\.5"),
+        ({"use_rslora": True}, r"lora\.use_rslora: False -> True"),
+        ({"use_dora": True}, r"lora\.use_dora: False -> True"),
+        ({"r": 8}, r"lora\.r: 4 -> 8"),
+        ({"target_modules": ["v_proj", "q_proj"]}, r"lora\.target_modules: \[.*\] -> \['q_proj', 'v_proj'\]"),
+    ],
+)
+def test_a_changed_cell_of_the_adapter_is_named_and_refused(run, cell, change):
+    train(run, stop_at=3)
+    with pytest.raises(LabError, match=change):
+        train(run, model=with_adapter(base_model(), **{"lora_dropout": 0.1} | cell))
 
 
 def test_with_early_stopping_other_looks_are_another_training(stopping):

@@ -149,6 +149,34 @@ def test_with_few_logs_a_checkpoint_is_still_judged_before_it_is_written(run, tr
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize("when", [{"eval_strategy": "steps", "eval_steps": 2}, {"eval_strategy": "epoch"}])
+def test_with_few_logs_a_look_is_judged_before_it_has_a_checkpoint_saved(run, trainer_of, tmp_path, when):
+    from transformers import TrainerCallback
+
+    class Session(TrainerCallback):  # what the session does with early stopping
+        def on_evaluate(self, args, state, control, **kwargs):
+            control.should_save = True
+
+    trainer = trainer_of(run, [Session()], learning_rate=1e30, logging_steps=100, **when)
+    with pytest.raises(LabError, match="is nan at step"):
+        trainer.train()
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_a_validation_loss_that_is_no_number_is_refused(run, trainer_of):
+    trainer = trainer_of(run, learning_rate=1e30, eval_strategy="steps", eval_steps=1)
+    with pytest.raises(LabError, match="the validation loss is nan at step 1: training on would only write"):
+        trainer.train()
+
+
+def test_with_few_logs_the_first_loss_is_still_that_of_the_first_step(run, trainer_of):
+    run = Run(run.folder, recipe.override(run.recipe, ["training.max_first_loss=3.0"]))
+    trainer = trainer_of(run, logging_steps=4)
+    with pytest.raises(LabError, match="the first loss is"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+
+
 def test_a_rate_that_grows_too_high_is_stopped_as_divergence(run, trainer_of):
     # All weights are trained: with an adapter alone this model's loss cannot rise.
     trainer = trainer_of(run, model=base_model(), num_train_epochs=50, learning_rate=3.0, warmup_steps=400)
@@ -327,6 +355,19 @@ def test_a_slow_machine_is_told_once(run, trainer_of, capsys):
 def test_a_sitting_on_a_slower_machine_is_not_held_against_the_one_before(run, trainer_of, capsys):
     watched(run, trainer_of(run), Logs([0.4] * 60, start=100), history=Logs([0.1] * 100))
     assert "Slow" not in capsys.readouterr().out
+
+
+def test_a_card_that_is_full_from_the_first_step_is_told_once_where_its_memory_spills(
+    run, trainer_of, monkeypatch, capsys
+):
+    module = importlib.import_module("finelab.train.watch")  # the package has a function of this name
+    held = iter(range(7_900_000_000, 8_000_000_000, 1_000_000))
+    monkeypatch.setattr(module, "card_memory", lambda: (next(held), 8_000_000_000))
+    for spills, told in ((True, ["Slow: The GPU's memory is full (7.9 of 8.0 GB)"]), (False, [])):
+        monkeypatch.setattr(module, "SPILLS", spills)
+        watched(run, trainer_of(run), Logs([0.3] * 10))
+        said = [line for line in capsys.readouterr().out.splitlines() if "GPU's memory" in line]
+        assert [line.partition(", and on")[0] for line in said] == told
 
 
 def test_a_full_card_is_named_as_the_cause():
