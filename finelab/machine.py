@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from finelab.recipe import Recipe
 
 OVERRIDE = "FINELAB_MACHINE"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+KEPT: weakref.WeakSet[Any] = weakref.WeakSet()  # what holds memory for later, and gives it back by `free()`
 # In the words of Python, torch, CUDA, Triton and cuBLAS
 NO_MEMORY = re.compile(r"MemoryError|can't allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 PACKAGES = (
@@ -93,13 +95,12 @@ class Profile:
 
 def read_hardware() -> Hardware:
     """Ask torch and the system what this machine is."""
-    import psutil
     import torch
 
-    cpu = {
+    cpu: dict[str, Any] = {
         "system": platform.system(),
         "cores": os.cpu_count() or 1,
-        "memory_bytes": min(psutil.virtual_memory().total, container_memory()[0]),
+        "memory_bytes": main_memory()[0],
     }
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
@@ -117,15 +118,39 @@ def read_hardware() -> Hardware:
     return Hardware(device="cpu", name=name, cpu_bfloat16=bfloat16, **cpu)
 
 
+def main_memory() -> tuple[int, int]:
+    """Main memory in all and what is available of it, in bytes, or what a container may have."""
+    import psutil
+
+    there = psutil.virtual_memory()
+    limit, used = container_memory()
+    return min(there.total, limit), min(there.available, limit - used)
+
+
+def memory_within_reach() -> int:
+    """The most bytes that this process can hold beside the others: its own and what is available."""
+    import psutil
+
+    total, available = main_memory()
+    own = psutil.Process().memory_info()
+    files = getattr(own, "shared", 0)  # mapped ones, on Linux, which are available to whoever needs memory
+    return int(min(total, available + own.rss - files))
+
+
 def container_memory(folder: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """A container's limit and what it holds of it, which /proc/meminfo does not know; without one 2**63."""
+    """A container's limit and what it holds of it, which /proc/meminfo does not know; without one 2**63.
+
+    The cache of files that were read counts as free: it makes way.
+    """
 
     def read(name: str) -> int:
         return int((folder / name).read_text())  # without a limit "max", which is no number
 
     try:
-        return read("memory.max"), read("memory.current")
-    except (OSError, ValueError):
+        parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        cache = int(parts["active_file"]) + int(parts["inactive_file"])
+        return read("memory.max"), read("memory.current") - cache
+    except (OSError, ValueError, KeyError):
         return 2**63, 0
 
 
@@ -143,7 +168,7 @@ def decide(hardware: Hardware, recipe: Recipe, overrides: str = "") -> Profile:
     settle("dtype", *_dtype(hardware))
     settle("bf16", decisions["dtype"].value == "bfloat16", "autocast in the dtype above")
     settle("fp16", decisions["dtype"].value == "float16", "autocast above, with a scaled loss")
-    settle("merge_dtype", *_merge_dtype(hardware, decisions["dtype"].value))
+    settle("merge_dtype", *_merge_dtype(hardware))
     settle("load_in_4bit", *_load_in_4bit(hardware, recipe))
     settle("use_gradient_checkpointing", *_checkpointing(hardware, recipe))
     settle("fast_cpu_step", *_fast_cpu_step(hardware, recipe))
@@ -164,12 +189,16 @@ def _require_possible(hardware: Hardware, recipe: Recipe, decisions: dict[str, D
             f"lora.init_lora_weights = {start!r} starts from the base's own weights, which are packed in 4 "
             "bit here: --set model.load_in_4bit=false, or another start."
         )
-    has_bfloat16 = hardware.device == "cuda" and hardware.capability >= (8, 0)
-    if has_bfloat16 and decisions["dtype"].value == "float32":
+    if hardware.device != "cuda":
+        return
+    if _card_bfloat16(hardware) and decisions["dtype"].value == "float32":
         raise LabError(
             f"{OVERRIDE}: dtype=float32: Unsloth trains in bfloat16 on {hardware.name} whatever it is asked; "
             "leave it out."
         )
+    asked = {"bfloat16", True} & {decisions[name].value for name in ("dtype", "merge_dtype", "bf16")}
+    if asked and not _card_bfloat16(hardware):
+        raise LabError(f"{OVERRIDE}: {hardware.name} has no bfloat16; take dtype=float16 or dtype=float32.")
 
 
 def profile(recipe: Recipe) -> Profile:
@@ -213,10 +242,13 @@ def release_memory() -> None:
 
     `del` alone does not: an Unsloth model refers to itself (its `generate` is bound to it) and waits for the
     garbage collector, torch keeps a card's freed memory, and glibc what `keep_freed_memory` lets it keep.
+    What is KEPT for a next step goes too; such a step takes it anew.
     """
     import torch
 
     gc.collect()
+    for each in KEPT:
+        each.free()
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
     if torch.cuda.is_available():
@@ -296,7 +328,7 @@ def _memory(hardware: Hardware) -> str:
 
 def _dtype(hardware: Hardware) -> tuple[str, str]:
     if hardware.device == "cuda":
-        if hardware.capability >= (8, 0):
+        if _card_bfloat16(hardware):
             return "bfloat16", "compute capability 8.0 or newer has it"
         major, minor = hardware.capability
         return "float16", f"compute capability {major}.{minor} has no bfloat16"
@@ -305,8 +337,13 @@ def _dtype(hardware: Hardware) -> tuple[str, str]:
     return "float32", "this processor has no bfloat16 instructions"
 
 
-def _merge_dtype(hardware: Hardware, dtype: str) -> tuple[str, str]:
+def _card_bfloat16(hardware: Hardware) -> bool:
+    return hardware.capability >= (8, 0)
+
+
+def _merge_dtype(hardware: Hardware) -> tuple[str, str]:
     if hardware.device == "cuda":
+        dtype = "bfloat16" if _card_bfloat16(hardware) else "float16"
         return dtype, "Unsloth reads the 16-bit base itself, shard by shard"
     return "bfloat16", "the base's files are bfloat16; a float32 model would be saved as float16"
 
@@ -328,6 +365,8 @@ def _fast_cpu_step(hardware: Hardware, recipe: Recipe) -> tuple[bool, str]:
         return False, "Unsloth's kernels are faster on a card"
     if not recipe.training.fast_cpu_step:
         return False, "as the recipe says"
+    if recipe.lora.lora_dropout or recipe.lora.use_dora:
+        return False, "the step by hand is written for LoRA without dropout or DoRA"
     return True, "twice as fast as PyTorch's autograd, where the model allows it"
 
 

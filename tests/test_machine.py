@@ -67,6 +67,17 @@ def test_what_unsloth_would_not_do_on_a_card_is_refused_before_the_download(pres
     assert decide(TURING, preset, "dtype=float32").dtype == "float32"
 
 
+@pytest.mark.parametrize("override", ["dtype=bfloat16", "bf16=true", "merge_dtype=bfloat16"])
+def test_bfloat16_is_refused_on_a_card_that_has_none(preset, override):
+    with pytest.raises(LabError, match="RTX 2060 SUPER has no bfloat16; take dtype=float16 or"):
+        decide(TURING, preset, override)
+
+
+@pytest.mark.parametrize("override", ["", "dtype=float32"])
+def test_a_card_without_bfloat16_merges_in_float16_whatever_it_trains_in(preset, override):
+    assert decide(TURING, preset, override).merge_dtype == "float16"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -107,6 +118,34 @@ def test_a_disk_that_is_not_there_is_one_sentence(monkeypatch):
 def test_a_folder_that_cannot_be_looked_at_counts_as_not_there(tmp_path):
     folder = tmp_path / ("a" * 300) / "b"  # its name is too long; another user's folder is refused like it
     assert machine.existing_part(folder) == tmp_path
+
+
+def others_hold(monkeypatch, total, available):
+    there = types.SimpleNamespace(total=total, available=available)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: there)
+
+
+def test_a_process_reaches_its_own_memory_and_what_is_available(monkeypatch):
+    others_hold(monkeypatch, 2**60, 0)
+    own = machine.memory_within_reach()
+    assert 0 < own < machine.peak_memory_bytes()
+    others_hold(monkeypatch, 2**60, 2**50)
+    assert 2**50 < machine.memory_within_reach() < 2**51
+    others_hold(monkeypatch, own // 2, 2**50)
+    assert machine.memory_within_reach() == own // 2
+
+
+def test_in_a_container_memory_ends_at_its_limit(monkeypatch):
+    others_hold(monkeypatch, 64 * GIB, 32 * GIB)
+    monkeypatch.setattr(machine, "container_memory", lambda: (8 * GIB, 6 * GIB))
+    assert machine.main_memory() == (8 * GIB, 2 * GIB)
+
+
+@pytest.mark.parametrize("change", ["lora.lora_dropout=0.1", "lora.use_dora=true"])
+def test_what_the_step_by_hand_does_not_know_is_left_to_autograd(preset, change):
+    assert decide(CPU, preset).fast_cpu_step
+    decision = decide(CPU, override(preset, [change])).decisions["fast_cpu_step"]
+    assert (decision.value, "without dropout or DoRA" in decision.reason) == (False, True)
 
 
 def test_a_deleted_model_that_refers_to_itself_is_released():

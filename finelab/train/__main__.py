@@ -24,7 +24,7 @@ from finelab.train import cpu_llama, distributed
 from finelab.train.batches import no_progress_bars
 from finelab.train.distributed import Follower, World
 from finelab.train.search import Tuned
-from finelab.train.tuner import untimed
+from finelab.train.tuner import obeyed, untimed
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -140,7 +140,7 @@ def setting(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -
     ranks = distributed.world()
     if ranks.size == 1:
         return train.tune(run, profile, model, tokenizer, rows)
-    return distributed.setting_of_rank(untimed(run, profile), ranks.size)
+    return distributed.setting_of_rank(obeyed(untimed(run, profile), model), ranks.size)
 
 
 def trainer_of(

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from finelab.data import IGNORE
-from finelab.machine import Profile, keep_freed_memory
+from finelab.machine import KEPT, Profile, keep_freed_memory
 
 BLOCK = 128  # queries at once: 256 computes more of the future, 64 makes twice the small products
 ROWS = 32  # 16 leaves more kernels to build, 64 computes more rows for nothing
@@ -109,7 +109,8 @@ def install(model: Any, profile: Profile) -> str:
                 kwargs["num_items_in_batch"] = num_items_in_batch
             return forward(input_ids, attention_mask, position_ids, labels=labels, **kwargs)
         batch = Batch.of(input_ids, labels, attention_mask, position_ids)
-        total = _Step.apply(llama, batch, *llama.parameters) if learns else llama.score(batch)
+        with torch.autocast("cpu", enabled=False):
+            total = _Step.apply(llama, batch, *llama.parameters) if learns else llama.score(batch)
         count = len(batch.labelled) if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / max(count, 1))
 
@@ -143,8 +144,7 @@ class _Step(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, llama: Llama, batch: Batch, *parameters: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            loss, ctx.gradients = llama.step(batch)
+        loss, ctx.gradients = llama.step(batch)
         return loss
 
     @staticmethod
@@ -208,9 +208,15 @@ class Slabs:
 
     From the heap these tensors would tear it, with the kernels that are built in between: over 256 real
     conversations of many lengths the process took twice the memory, and became slower by a quarter.
+    `machine.release_memory` frees them, as the tuner does between its trials.
     """
 
     def __init__(self) -> None:
+        self.free()
+        KEPT.add(self)
+
+    def free(self) -> None:
+        """Give the slabs back: the next step takes as many as it needs."""
         self.slabs: list[Tensor] = []
         self.clear()
 

@@ -191,7 +191,8 @@ def share(trainer: Any) -> None:
 
     accelerate would begin an epoch's rows again where they do not suffice for all ranks, and group by length
     within a rank's rows. Here the order is that of one process, and at an epoch's end a rank that has no row
-    left takes a filler without labels: it adds nothing to the loss, and nobody waits for it.
+    left takes a filler without labels: it adds nothing to the loss, and nobody waits for it. So at the end of
+    a look at the validation rows, of which accelerate would count the first ones twice.
     """
     from datasets import concatenate_datasets
 
@@ -209,6 +210,9 @@ def share(trainer: Any) -> None:
     trainer.train_dataset = concatenate_datasets([rows, filler(rows)])
     taken = Order(order, len(rows), args.per_device_train_batch_size * ranks.size)
     trainer._get_train_sampler = lambda *_: taken
+    if (looked := trainer.eval_dataset) is not None:
+        missing = -len(looked) % (args.per_device_eval_batch_size * ranks.size)
+        trainer.eval_dataset = concatenate_datasets([looked, *(filler(looked) for _ in range(missing))])
 
 
 class Order:
@@ -249,7 +253,7 @@ def change_of_size(sealed_by: int, recipe: Recipe) -> str | None:
     if recipe.lora.lora_dropout:
         reason = f"lora_dropout = {recipe.lora.lora_dropout:g} draws other random numbers in each process"
     elif recipe.training.early_stopping_patience:
-        reason = "early stopping compares validation losses, whose mean depends on how rows are shared"
+        reason = "early stopping compares validation losses, whose last digits depend on how rows are shared"
     else:
         return None
     return f"processes: {sealed_by} -> {size} ({reason})"

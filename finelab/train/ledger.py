@@ -62,7 +62,8 @@ def machine_key(recipe: Recipe, profile: Profile) -> str:
     threads = f" x {torch.get_num_threads()}" if profile.device == "cpu" else ""
     by_hand = ", by hand" * profile.fast_cpu_step
     adapter = f"r {lora.r} on {len(lora.target_modules)} modules" + " with DoRA" * lora.use_dora
-    return f"{profile.hardware.name}{threads}, {recipe.model.model_name}, {profile.dtype}{by_hand}, {adapter}"
+    dtype = str(profile.dtype) + " on 4 bit" * profile.load_in_4bit
+    return f"{profile.hardware.name}{threads}, {recipe.model.model_name}, {dtype}{by_hand}, {adapter}"
 
 
 def entries() -> list[dict[str, Any]]:
@@ -99,21 +100,21 @@ def settle(run: Run, profile: Profile, trainer: Any) -> str:
     """Hold the plan of a finished run against what it took: the table of predicted, actual and error.
 
     Recorded in the evidence; an error is actual / predicted - 1. When this process did the training, all of
-    it on one machine, to its last step and for SHORTEST_S at least, the run also enters the ledger. LabError
-    when the run was not planned.
+    it on one machine, to its last step and for SHORTEST_S at least, the run also enters the ledger, once.
+    LabError when the run was not planned.
     """
     plan = run.evidence().get("plan", {})
     if not plan:
         raise LabError(f"run {run.name!r} was not planned; run the cell that plans it before it trains.")
-    trained_here = trainer.optimizer is not None
-    if trained_here or not plan["actual"]:
+    trained_here, anew = trainer.optimizer is not None, not plan["actual"]
+    if trained_here or anew:
         actual, predicted = _actual(run, trainer), plan["predicted"]
         error = {name: round(actual[name] / predicted[name] - 1, 4) for name in KEYS}
         run.record("plan", {"actual": actual, "error": error})
         plan |= {"actual": actual, "error": error}
     one_machine = len(set(run.evidence()["training"].get("machines", []))) <= 1
     whole = one_machine and plan["actual"]["steps"] == plan["predicted"]["steps"]
-    if trained_here and whole and plan["actual"]["seconds"] >= SHORTEST_S:
+    if trained_here and anew and whole and plan["actual"]["seconds"] >= SHORTEST_S:
         _remember(machine_key(run.recipe, profile), plan)
     return table(plan)
 

@@ -18,19 +18,24 @@ def mean_over_tokens(trainer: Any) -> Iterator[None]:
     2.09 with one row, 2.01 with two, where the mean over tokens is 2.00 (114 rows of the embedded default).
     The two methods are laid over this trainer only, and taken away at the end.
     """
+    import torch
+
     found: list[tuple[Any, int]] = []
 
     def prediction_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         labelled = int((inputs["labels"][..., 1:] != IGNORE).sum())
-        everywhere = sum(distributed.gather(labelled))
-        loss, *rest = type(trainer).prediction_step(trainer, model, inputs, *args, **kwargs)
-        # the ranks' losses are scaled so that their mean is that of all their tokens
-        found.append((loss * everywhere / distributed.world().size, labelled))
+        if trainer.args.device.type == "cpu":  # TRL asks for log-probabilities, past the step by hand
+            with torch.no_grad(), trainer.compute_loss_context_manager():
+                loss, *rest = model(**inputs).loss, None, None
+        else:
+            loss, *rest = type(trainer).prediction_step(trainer, model, inputs, *args, **kwargs)
+        found.append((loss * labelled if labelled else 0.0, labelled))  # without labels it may be 0 / 0
         return loss, *rest
 
     def evaluation_loop(*args: Any, **kwargs: Any) -> Any:
         found.clear()
-        output = type(trainer).evaluation_loop(trainer, *args, **kwargs)
+        with _own_tokens(trainer.args):
+            output = type(trainer).evaluation_loop(trainer, *args, **kwargs)
         own = float(sum(nats for nats, _ in found)), sum(count for _, count in found)
         nats, tokens = map(sum, zip(*distributed.gather(own), strict=True))
         output.metrics["eval_loss"] = nats / max(tokens, 1)
@@ -41,3 +46,13 @@ def mean_over_tokens(trainer: Any) -> Iterator[None]:
         yield
     finally:
         del trainer.prediction_step, trainer.evaluation_loop
+
+
+@contextlib.contextmanager
+def _own_tokens(args: Any) -> Iterator[None]:
+    """Let a rank's loss be the mean over its own tokens: transformers scales it by all ranks', not TRL."""
+    kept, args.average_tokens_across_devices = args.average_tokens_across_devices, False
+    try:
+        yield
+    finally:
+        args.average_tokens_across_devices = kept

@@ -20,6 +20,7 @@ import numpy as np
 from finelab import machine
 from finelab.files import writing
 from finelab.train.batches import Batch, collated, flattens, positions
+from finelab.train.look import mean_over_tokens
 
 WARM_UP = (1, 0, 0.5)  # by size: the largest batch, which shows the memory, the smallest, a middle one
 GOLDEN = 0.618034  # its multiples, less their whole part, lie evenly between 0 and 1 however many there are
@@ -86,7 +87,7 @@ def timed_save(folder: Path, size_bytes: int) -> float:
 
 def timed_look(trainer: Any) -> float:
     """Seconds of a look at all of the trainer's `eval_dataset`, from LOOKED of its batches."""
-    with prepared(trainer) as model:
+    with prepared(trainer) as model, mean_over_tokens(trainer):
         model.eval()
         batches = list(trainer.get_eval_dataloader())
         picks = batches[:: math.ceil(len(batches) / LOOKED)]

@@ -174,8 +174,9 @@ class Search:
         least = _cut(dataclasses.replace(self.reference, gradient_checkpointing=True), 1, rows)
         if not self._try(least):
             raise LabError(
-                f"one row at a time with checkpointing does not fit into {self.capacity_bytes / 1e9:.1f} GB; "
-                "`python lab.py plan` names the nearest setting that does."
+                f"one row at a time with checkpointing does not fit into {self.capacity_bytes / 1e9:.1f} GB, "
+                "or into what other programs leave of it: close them; `python lab.py plan` names the nearest "
+                "setting that fits."
             )
         return least
 

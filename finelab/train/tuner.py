@@ -13,7 +13,7 @@ from typing import Any
 
 from finelab.data.xray import packed_rows
 from finelab.errors import LabError
-from finelab.machine import Profile
+from finelab.machine import Profile, memory_within_reach, release_memory
 from finelab.recipe import SAMPLING, Recipe
 from finelab.run import Run
 from finelab.train import memory
@@ -31,9 +31,12 @@ def tune(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> T
     what they were. LabError when nothing fits into the memory, and when a training that has begun has no
     readable record of its setting.
     """
-    tuned = _tuned(run, profile, model, tokenizer, rows)
+    return obeyed(_tuned(run, profile, model, tokenizer, rows), model)
+
+
+def obeyed(tuned: Tuned, model: Any) -> Tuned:
+    """The setting; on a card Unsloth's `train` does not ask the trainer for checkpointing, but the model."""
     if hasattr(model, "_unsloth_gradient_checkpointing") and not tuned.gradient_checkpointing:
-        # On a card Unsloth's `train` does not ask the trainer, but what the adapter was made with.
         model._unsloth_gradient_checkpointing = False
     return tuned
 
@@ -60,10 +63,13 @@ def _tuned(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) ->
     shape = memory.shape_from_config(model.config.to_dict())
 
     def measure(setting: Setting) -> Measured | None:
-        if profile.device == "cpu" and needed_bytes(setting, run.recipe, profile, shape, lengths) > capacity:
-            return None
+        if profile.device == "cpu":
+            needed = needed_bytes(setting, run.recipe, profile, shape, lengths)
+            if needed > memory_within_reach():
+                return None
         return trial(setting, run, profile, model, tokenizer, picked)
 
+    release_memory()  # so that the first trial's peak is its own
     if profile.device == "cuda":
         measure(reference)  # compiles the kernels, so that no trial and not the time limit contains it
     can_leave_autocast = profile.device == "cpu" and profile.bf16 and not profile.fast_cpu_step

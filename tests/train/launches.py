@@ -33,6 +33,8 @@ SETTINGS = {  # an epoch of 35 rows is 5 steps of 8 rows, of which the last has 
     "hand": TWENTY,
     "grouped": ("training.max_steps=7", AUTOGRAD, GROUPED),
     "packed": ("training.max_steps=4", "training.packing=true", "model.max_seq_length=64"),
+    "looked": ("training.max_steps=2", "training.eval_steps=1"),
+    "looked-autograd": ("training.max_steps=2", "training.eval_steps=1", AUTOGRAD),
 }
 
 
@@ -142,9 +144,11 @@ def train(run, size, act=None, at=None):
 def _spy(run, rank, act, at):
     """Let `act` have its step, and note what the trainer really was."""
     from finelab.train import Session
+    from finelab.train.cpu_llama import Llama
     from tests.train.sittings import at_step
 
-    callbacks, sitting = Session.callbacks, Session.sitting
+    callbacks, sitting, score, scored = Session.callbacks, Session.sitting, Llama.score, []
+    Llama.score = lambda llama, batch: scored.append(batch) or score(llama, batch)
 
     @contextlib.contextmanager
     def noting(self, trainer):
@@ -155,6 +159,8 @@ def _spy(run, rank, act, at):
             "processes": trainer.accelerator.num_processes,
             "wrapped": type(trainer.model_wrapped).__name__,
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+            "looks": [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
+            "looked_by_hand": len(scored),
         }
         (run.folder / f"noted-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 

@@ -226,6 +226,25 @@ def test_a_step_that_needs_more_memory_than_the_last_one_takes_more(profile, mon
     assert all(torch.equal(one, other) for one, other in zip(same, gradients, strict=True))
 
 
+def test_a_steps_memory_is_kept_for_the_next_one_and_can_be_released(profile, monkeypatch):
+    monkeypatch.setattr(cpu_llama, "SLAB", 1 << 17)
+    model, before = model_of(), set(machine.KEPT)
+    cpu_llama.install(model, profile)
+    (slabs,) = set(machine.KEPT) - before
+    small, large = (flat(*documents_of(lengths, 0.6)) for lengths in ([5, 3], [60, 40]))
+    loss, gradients = loss_and_gradients(model, small, 4)
+    few = len(slabs.slabs)
+    loss_and_gradients(model, large, 50)
+    many = list(slabs.slabs)
+    loss_and_gradients(model, small, 4)
+    assert all(one is other for one, other in zip(slabs.slabs, many, strict=True))
+    machine.release_memory()
+    again, same = loss_and_gradients(model, small, 4)
+    assert len(slabs.slabs) == few < len(many)
+    assert torch.equal(again, loss)
+    assert all(torch.equal(one, other) for one, other in zip(same, gradients, strict=True))
+
+
 def test_filling_a_batch_changes_nothing_under_autograd(profile):
     model = model_of(use_dora=True)
     documents, labels = documents_of([20, 9, 14], 0.6)

@@ -215,6 +215,18 @@ def test_two_processes_train_what_one_does(folder, trainings, name, steps):
 
 @pytest.mark.slow
 @forks
+@pytest.mark.parametrize("name", ["looked", "looked-autograd"])
+def test_two_processes_see_each_validation_row_once(trainings, name):
+    """Five rows in batches of two: the second rank's last batch is fillers alone, and its loss 0."""
+    one, two = (trainings[f"{name}-{size}"]["noted"] for size in (1, 2))
+    assert len(one[0]["looks"]) == 3
+    assert (one[0]["looked_by_hand"] > 0) == (name == "looked")
+    for rank in two:
+        assert rank["looks"] == pytest.approx(one[0]["looks"], abs=1e-5)
+
+
+@pytest.mark.slow
+@forks
 def test_one_writes_and_each_has_its_log(folder, trainings):
     run = folder / "hand-2"
     first, second = logs(run)

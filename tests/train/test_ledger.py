@@ -7,6 +7,7 @@ import pytest
 
 from finelab import LabError, machine, recipe
 from finelab.train import ledger
+from finelab.train.cards import card_called
 from finelab.train.ledger import KEYS, correction, entries, ledger_path, machine_key, settle
 
 PLANNED = {
@@ -192,6 +193,14 @@ def test_a_run_loaded_again_keeps_what_it_took(planned, profile, run):
     assert run.evidence()["plan"]["actual"]["peak_memory_bytes"] == 2_200_000_000
 
 
+def test_a_run_counts_once_however_often_it_is_settled(planned, profile, preset):
+    """The notebook's cell run again, in the kernel that trained."""
+    run = planned()
+    said = [settle(run, profile, Trainer()) for _ in range(3)]
+    assert said[0] == said[1] == said[2]
+    assert correction(machine_key(preset, profile)).runs == 1
+
+
 def test_a_run_without_a_plan_is_told(run, profile):
     run.record("training", TOOK)
     with pytest.raises(LabError, match="run 'trial' was not planned; run the cell that plans it"):
@@ -209,15 +218,33 @@ def test_another_number_of_threads_is_another_machine(preset, profile, monkeypat
     assert "float32" in machine_key(preset, profile)
 
 
+def test_a_card_has_a_rate_for_4_bit_and_one_for_16():
+    llama, card = recipe.load_preset("llama-3.2-1b"), card_called("rtx-3070-laptop").hardware
+    packed, whole = (machine.decide(card, llama, f"load_in_4bit={value}") for value in ("true", "false"))
+    assert machine_key(llama, packed) != machine_key(llama, whole)
+
+
 @pytest.mark.parametrize(
     "change",
-    ["lora.r=64", "lora.use_dora=true", 'lora.target_modules=["q_proj"]', "training.fast_cpu_step=false"],
+    [
+        *("lora.r=64", "lora.use_dora=true", 'lora.target_modules=["q_proj"]'),
+        *("training.fast_cpu_step=false", "lora.lora_dropout=0.1"),
+    ],
 )
 def test_runs_with_another_adapter_or_step_do_not_correct_each_other(preset, change):
     """Measured: with r 64 an epoch took 1.4 times as long as with r 16."""
     other = recipe.override(preset, [change])
     keys = {machine_key(each, machine.decide(machine.read_hardware(), each)) for each in (preset, other)}
     assert len(keys) == 2
+
+
+def test_autograd_has_a_rate_of_its_own_whatever_called_for_it(preset, profile):
+    """With dropout no step is by hand, also where the recipe asks for it."""
+    asked = recipe.override(preset, ["lora.lora_dropout=0.1"])
+    left_out = recipe.override(asked, ["training.fast_cpu_step=false"])
+    keys = [machine_key(each, machine.decide(profile.hardware, each)) for each in (preset, asked, left_out)]
+    assert keys[1] == keys[2]
+    assert ["by hand" in key for key in keys] == [True, False, False]
 
 
 def test_the_file_is_plain_json():

@@ -1,6 +1,9 @@
 """The tuner's trials: which rows, how they are cut, and that they leave no trace."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 
 import pytest
 
@@ -28,7 +31,8 @@ def test_on_a_card_no_micro_batch_is_larger_than_the_one_tried_first():
     lengths, setting = [3, 9, 1, 7, 2], dataclasses.replace(START, per_device_train_batch_size=2)
     batches = micro_batches(lengths, setting, 0)
     assert first_batch(lengths, batches, "cuda") == [1, 1]
-    assert first_batch(lengths, batches, "cpu") in batches
+    largest = max(batches, key=lambda rows: sum(lengths[i] for i in rows))
+    assert first_batch(lengths, batches, "cpu") == largest
 
 
 def test_the_rows_are_cut_as_the_sampler_would():
@@ -56,3 +60,59 @@ def test_a_trial_without_memory_puts_everything_back(tmp_path, run, profile):
     assert [vars(module).keys() for module in model.modules()] == modes
     assert not any(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+SCRIPT = """
+import dataclasses, json, sys
+from pathlib import Path
+import unsloth
+import torch
+from datasets import Dataset
+from unsloth import FastLanguageModel
+from finelab import machine
+from finelab.recipe import load_preset
+from finelab.run import create_run
+from finelab.train import cpu_llama
+from finelab.train.trial import trial
+from finelab.train.tuner import setting_of
+
+folder = Path(sys.argv[1])
+cpu_llama.SLAB = 20_000
+rows = Dataset.from_list([{"input_ids": list(range(5, 35)), "labels": list(range(5, 35))}] * 8)
+run = create_run(folder / "run", load_preset("smollm2-135m"))
+profile = run.profile()
+model, tokenizer = FastLanguageModel.from_pretrained(
+    str(folder / "base"), max_seq_length=64, dtype=torch.float32, load_in_4bit=False)
+model = FastLanguageModel.get_peft_model(
+    model, r=4, lora_dropout=0.0, use_gradient_checkpointing=False, random_state=1)
+assert cpu_llama.install(model, profile).startswith("forward and backward by hand")
+(slabs,) = machine.KEPT
+held = []
+model.register_forward_hook(lambda *_: held.append([slab.data_ptr() for slab in slabs.slabs]))
+found = []
+for size in (1, 8, 1):
+    setting = dataclasses.replace(setting_of(run.recipe, profile), per_device_train_batch_size=size)
+    trial(setting, run, profile, model, tokenizer, rows)
+    found.append({"held": held.copy(), "afterwards": len(slabs.slabs)})
+    held.clear()
+print("OUT", json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_a_trial_holds_no_memory_of_a_larger_one(tmp_path):
+    """The slabs of the step by hand: the same ones in all of a setting's steps, and none for the next."""
+    from tests.tiny import base_model, tokenizer
+
+    base_model(vocab_size=320).save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("OUT ")]
+    trials = json.loads(line.removeprefix("OUT "))
+    assert all(each["afterwards"] == 0 for each in trials)
+    assert all(len(each["held"]) > 1 and each["held"][0] == each["held"][-1] for each in trials)
+    small, large, again = (len(each["held"][-1]) for each in trials)
+    assert small == again < large

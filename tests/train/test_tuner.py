@@ -41,6 +41,20 @@ def test_without_a_card_what_would_fill_the_memory_is_not_tried(preset, profile)
     assert needed_bytes(kept, preset, profile, shape, lengths) < needed[1]
 
 
+def test_memory_that_other_programs_hold_is_not_counted_on(run, preset, monkeypatch):
+    """Of 64 GB one is available: an 8B is not tried, and no sitting after the next one killed for it."""
+    from datasets import Dataset
+    from transformers import LlamaConfig
+
+    sizes = dataclasses.asdict(SHAPES["Llama-3.1-8B"])
+    there = SimpleNamespace(total=64 * 10**9, available=10**9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: there)
+    profile = machine.decide(dataclasses.replace(CPU, memory_bytes=there.total), preset)
+    rows = Dataset.from_list([{"input_ids": [5] * 100, "labels": [5] * 100}] * 16)
+    with pytest.raises(LabError, match=r"does not fit into 64\.0 GB, or into what other programs"):
+        tune(run, profile, SimpleNamespace(config=LlamaConfig(**sizes)), tokenizer=None, rows=rows)
+
+
 def test_a_tuning_is_read_back_as_it_was_and_measured_once(run, profile):
     tuned = search(Machine(lambda setting: 100 * setting.per_device_train_batch_size))
     run.record("tuning", dataclasses.asdict(tuned))

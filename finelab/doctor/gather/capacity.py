@@ -29,7 +29,7 @@ UNKNOWN = {
 def facts(recipe: Recipe, profile: Profile | None) -> dict[str, Any]:
     """What `Facts` holds of a recipe's needs, of memory and of disk."""
     unknown: tuple[int | None, int | None] = (None, None)
-    total, available = attempt(memory, unknown)
+    total, available = attempt(machine.main_memory, unknown)
     cache = attempt(lambda: model_cache(recipe), cache_folder())
     return {
         "recipe": recipe.name,
@@ -108,15 +108,6 @@ def model_cache(recipe: Recipe) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
-
-
-def memory() -> tuple[int | None, int | None]:
-    """Main memory in all and available, or what a container may have of it."""
-    import psutil
-
-    there = psutil.virtual_memory()
-    limit, used = machine.container_memory()
-    return min(there.total, limit), min(there.available, limit - used)
 
 
 def is_writable(folder: Path) -> bool:
