@@ -3,6 +3,7 @@
 from finelab.chat.compare import Answers, first_of_each_source, show_answers, side_by_side
 from finelab.chat.local import LocalServer, start_server
 from finelab.chat.model import ChatModel, load
+from finelab.chat.prompt import plain_rows
 
 __all__ = [
     "Answers",
@@ -10,6 +11,7 @@ __all__ = [
     "LocalServer",
     "first_of_each_source",
     "load",
+    "plain_rows",
     "show_answers",
     "side_by_side",
     "start_server",
