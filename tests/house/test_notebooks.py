@@ -1,6 +1,7 @@
 """What a reader meets in every notebook, and whether its calls still exist in the libraries."""
 
 import ast
+import importlib
 import importlib.util
 import json
 import re
@@ -43,6 +44,23 @@ def test_another_python_is_told_what_to_do():
     )
     assert done.returncode == 1
     assert done.stderr.startswith("This kernel is ") and "python lab.py notebooks" in done.stderr
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_takes_from_the_lab_is_there(path):
+    """Known in seconds, and not when the notebook is executed."""
+    for node in ast.walk(ast.parse("\n".join(cells(path, "code")))):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("finelab"):
+            exec(ast.unparse(node), {})  # raises ImportError
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            name = node.value.id
+            if importlib.util.find_spec(f"finelab.{name}") and name not in assigned(path):
+                assert hasattr(importlib.import_module(f"finelab.{name}"), node.attr), ast.unparse(node)
+
+
+def assigned(path):
+    tree = ast.parse("\n".join(cells(path, "code")))
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and type(node.ctx) is ast.Store}
 
 
 def keywords_of(function):
