@@ -120,10 +120,12 @@ def test_the_key_is_asked_for_kept_in_the_tab_and_never_given_to_another_server(
 
 
 def test_a_sleeping_server_is_waited_for_with_the_seconds_counted(page, server):
-    server.before_models += [Fail(503, "starting", headers={"Retry-After": 1}), Fail(503, "starting")]
+    awake = threading.Event()
+    server.before_models += [Fail(503, "starting", headers={"Retry-After": 1}), Fail(503, "starting"), awake]
     page.goto(server.url)
-    expect(page.get_by_role("status")).to_have_text(re.compile(r"^Waking the server, [1-3] s$"))
+    expect(page.get_by_role("status")).to_have_text(re.compile(r"^Waking the server, [1-9]\d* s$"))
     assert page.locator("#status > :not([aria-hidden])").text_content() == "Waking the server"
+    awake.set()
     expect(page.get_by_label("Model", exact=True)).to_be_visible()
     expect(page.locator("#status")).to_have_text("")
 
@@ -136,7 +138,7 @@ def test_a_sleeping_server_elsewhere_is_waited_for_though_the_browser_hides_its_
         page.get_by_label("address").fill(other.url)
         page.get_by_role("button", name="Connect").click()
         words = "The server is waking, or does not allow this page"
-        expect(page.locator("#status")).to_have_text(re.compile(rf"^{words}, [1-9] s$"))
+        expect(page.locator("#status")).to_have_text(re.compile(rf"^{words}, [1-9]\d* s$"))
         other.asleep = False
         expect(page.get_by_text("Connected: base, tuned.")).to_be_visible()
 
@@ -145,15 +147,18 @@ def test_a_server_that_only_hangs_while_it_wakes_is_waited_for_too(page, server)
     awake = threading.Event()
     server.before_models.append(awake)
     page.goto(server.url)
-    expect(page.get_by_role("status")).to_have_text(re.compile(r"^Waking the server, [2-9] s$"))
+    expect(page.get_by_role("status")).to_have_text(re.compile(r"^Waking the server, [1-9]\d* s$"))
     awake.set()
     expect(page.get_by_label("Model", exact=True)).to_be_visible()
 
 
 def test_a_busy_server_is_tried_again_when_it_said(chat, server):
-    server.replies += [Fail(429, "queue_full", headers={"Retry-After": 2}), Say("At last.")]
+    chat.clock.install()
+    server.replies += [Fail(429, "queue_full", headers={"Retry-After": 60}), Say("At last.")]
     ask(chat, "hello")
-    expect(chat.locator("#status")).to_have_text(re.compile(r"^The server is busy\. Trying again in [12] s$"))
+    expect(chat.locator("#status")).to_have_text(re.compile(r"^The server is busy\. Trying again in \d\d s$"))
+    assert len(server.chats()) == 1
+    chat.clock.fast_forward("01:00")
     expect(chat.locator(".reply .body")).to_have_text("At last.")
     assert len(server.chats()) == 2
 

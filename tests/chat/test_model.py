@@ -1,5 +1,7 @@
 """The chat model over the real embedded model, with an adapter that moved, without unsloth."""
 
+import threading
+
 import pytest
 import torch
 
@@ -59,12 +61,13 @@ def test_streamed_pieces_make_the_answer(chat):
 
 
 def test_closing_the_stream_stops_the_generation(chat):
-    import dataclasses
-
-    long = dataclasses.replace(chat, settings=dataclasses.replace(SETTINGS, max_new_tokens=100_000))
-    stream = long.stream(QUESTION, tuned=False, temperature=0.7)
+    before = set(threading.enumerate())
+    endless = {"min_new_tokens": 100_000, "max_new_tokens": 100_000}
+    stream = chat.stream(QUESTION, tuned=False, temperature=0.7, **endless)
     next(stream)
-    stream.close()  # returns only when the generating thread has ended
+    assert set(threading.enumerate()) - before
+    stream.close()
+    assert not set(threading.enumerate()) - before
 
 
 def test_a_failure_while_generating_reaches_the_reader(chat):

@@ -13,5 +13,5 @@ def map_body(context, body):
         if isinstance(body.get("max_tokens", 1), int | None):
             body["max_tokens"] = 1
         if isinstance(said := body.get("input"), str) and len(said) <= MOST_CHARACTERS:
-            body["input"] = said[:200]
+            body["input"] = said[:20]
     return body

@@ -59,23 +59,34 @@ class Load:
                     tokens = answer_of(http.post("/v1/chat/completions", json=body))
                     self.alone[model, question] = tokens
 
-    def run(self, seconds, process, warm):
-        """Keep the clients at it; gives the server's memory after `warm` seconds and at the end."""
-        self.until = time.monotonic() + seconds
-        threads = [threading.Thread(target=self._client, args=(number,)) for number in range(CLIENTS)]
+    def ended(self):
+        """How many requests have, whatever came of them."""
+        return sum(self.counts[name] for name in ("requests", "errors", "stuck"))
+
+    def seconds(self):
+        """How long the clients have been at it."""
+        return time.monotonic() - self.began
+
+    def run(self, process, so_far, warm, end):
+        """Keep the clients at it until `so_far()` is `end`; gives the server's memory at `warm` and then."""
+        self.began = time.monotonic()
+        threads = [
+            threading.Thread(target=self._client, args=(number, lambda: so_far() < end))
+            for number in range(CLIENTS)
+        ]
         for thread in threads:
             thread.start()
-        threads[0].join(warm)
+        wait_for(lambda: so_far() >= warm, seconds=600)
         before = process.memory_info().rss
         for thread in threads:
             thread.join()
         wait_for(lambda: load_of(self.address) == (0, 0))
         return before, process.memory_info().rss
 
-    def _client(self, number):
+    def _client(self, number, goes_on):
         draw = random.Random(number)
         with self.address.http(timeout=STUCK) as http:
-            while time.monotonic() < self.until:
+            while goes_on():
                 kind = draw.choices((self._whole, self._stream, self._leave, self._bad), (3, 4, 2, 2))[0]
                 try:
                     kind(http, draw)
@@ -154,11 +165,11 @@ def chunks_of(response):
     assert line == "data: [DONE]"
 
 
-def measure(server, seconds, warm):
-    """Run the load on a server and give the counts, the faults and the memory."""
+def measure(server, so_far, warm, end):
+    """Run the load on a server until `so_far(load)` is `end`; gives the counts, the faults and the memory."""
     load = Load(server.address)
     load.ask_alone()
-    before, after = load.run(seconds, psutil.Process(server.process.pid), warm)
+    before, after = load.run(psutil.Process(server.process.pid), lambda: so_far(load), warm, end)
     names = ("requests", "tokens", "aborts", "errors", "stuck", "wrong")
     result = {name: load.counts[name] for name in names}
     return result | {"rss_warm_bytes": before, "rss_end_bytes": after, "faults": load.faults[:5]}
@@ -169,7 +180,8 @@ def main():
     parser.add_argument("--minutes", type=float, default=5)
     seconds = parser.parse_args().minutes * 60
     with tempfile.TemporaryDirectory() as folder, serving(embedded_model(), Path(folder)) as server:
-        print(json.dumps({"seconds": seconds, **measure(server, seconds, warm=min(60, seconds / 4))}))
+        result = measure(server, Load.seconds, warm=min(60, seconds / 4), end=seconds)
+        print(json.dumps({"seconds": seconds, **result}))
 
 
 if __name__ == "__main__":

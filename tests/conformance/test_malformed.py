@@ -138,16 +138,6 @@ def test_tokenize_wants_messages_or_a_prompt(http, base, change):
     error_of(response)
 
 
-@pytest.mark.slow
-def test_a_request_that_is_sent_by_half_is_let_go(small):
-    connection = small.connection()
-    connection.putrequest("POST", "/v1/completions")
-    connection.putheader("Content-Length", "5")
-    connection.endheaders()
-    assert connection.sock.recv(1) == b""
-    connection.close()
-
-
 def test_too_many_stop_strings_are_counted(refused):
     error = refused(stop=["a", "b", "c", "d", "e"])
     assert (error["message"], error["param"]) == ("at most 4 stop strings, not 5", "stop")

@@ -30,13 +30,13 @@ pytestmark = [
 ]
 ASKED = [
     "--phases=examples,coverage,fuzzing",
-    "--max-examples=30",
+    "--max-examples=15",
     "--seed=1",
     "--checks=all",
     # A schema cannot say which tokens there are, how long the context is, or that tools are not offered.
     "--exclude-checks=positive_data_acceptance",
     "--no-color",
-    "--request-timeout=90",  # 200 characters are spoken, on a busy machine
+    "--request-timeout=90",  # some of it is spoken, on a busy machine
     "--max-response-time=90",
 ]
 
@@ -48,6 +48,6 @@ def test_the_openapi_document_is_true(tiny_base, tmp_path):
         document = f"{server.address.url}/openapi.json"
         run = [sys.executable, "-m", "schemathesis.cli", "run", document, key, *ASKED]
         ended = subprocess.run(
-            run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+            run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
     assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr[-2000:]
