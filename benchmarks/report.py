@@ -13,7 +13,7 @@ from finelab.files import write_json, write_text
 from finelab.recipe import Recipe
 from finelab.run import RUNS, open_run
 from finelab.train.cards import cards, finetome, leave_one_out, points
-from finelab.train.plan import duration, plan_on_card
+from finelab.train.plan import duration, plan_on_cards
 from finelab.train.workload import assumed_counts
 
 ROOT = Path(__file__).parents[1]
@@ -126,9 +126,8 @@ def planned(preset: Recipe) -> dict[str, str]:
     """For each card's name the hours that a recipe takes there."""
     rows = round(finetome()["rows"] * (1 - preset.data.heldout_share))
     counts = assumed_counts(rows, preset.model.max_seq_length)
-    found = {}
-    for card in cards().values():
-        plan = plan_on_card(preset, card, counts)
+    found, chosen = {}, list(cards().values())
+    for card, plan in zip(chosen, plan_on_cards(preset, chosen, counts), strict=True):
         low, high = (duration(seconds) for seconds in plan.seconds_band)
         found[card.name] = f"{duration(plan.predicted['seconds'])} ({low} to {high})"
     for offer in plan.cloud:

@@ -10,6 +10,7 @@ The first two need no network. The lab's environment has what this needs: pip an
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ def holds(target: Target, marker: str, extra: str = "") -> bool:
     return not marker or Marker(marker).evaluate(here)
 
 
+requirement = cache(Requirement)  # each text comes again for every lock and target
+
+
 @dataclass(frozen=True)
 class Packages:
     """packages.toml (what the lab wants, every version, what is left unmet) and wheels.json beside it."""
@@ -109,24 +113,28 @@ class Packages:
         """What wheels.json calls it; a build that is not on the index (+cu128) goes by the index's own."""
         return f"{name}=={self.version(lock, name)}".partition("+")[0]
 
+    @cached_property
+    def excused(self) -> dict[tuple[str, str], set[str]]:
+        """{(lock, package): what it requires and is left unmet on purpose}."""
+        found: dict[tuple[str, str], set[str]] = {}
+        for each in self.tables["unmet"]:
+            for case in itertools.product(each.get("locks", self.tables["locks"]), each["by"]):
+                found.setdefault(case, set()).update(each["needs"])
+        return found
+
     def requires(self, lock: str, name: str, target: Target, extra: str = "") -> Iterator[Requirement]:
         """What a lock's package requires on a target, but for what is left unmet on purpose."""
-        excused = {
-            need
-            for each in self.tables["unmet"]
-            if name in each["by"] and lock in each.get("locks", [lock])
-            for need in each["needs"]
-        }
+        excused = self.excused.get((lock, name), set())
         for text in self.wheels.get(self.pin(lock, name), {}).get("requires", []):
             if holds(target, text.partition(";")[2].strip(), extra):
-                need = Requirement(text)
+                need = requirement(text)
                 if canonicalize_name(need.name) not in excused:
                     yield need
 
     def needed(self, lock: str, target: Target, extras: Iterable[str] = ()) -> dict[str, list[Need]]:
         """{package: who requires what of it} for all that a lock needs on a target."""
         groups = [*self.tables["locks"][lock]["wants"], *extras]
-        todo = [Need("the lab", Requirement(name)) for each in groups for name in self.tables["wanted"][each]]
+        todo = [Need("the lab", requirement(name)) for each in groups for name in self.tables["wanted"][each]]
         found: dict[str, list[Need]] = {}
         seen: set[tuple[str, str]] = set()
         while todo:

@@ -270,10 +270,12 @@ def _cloud(recipe: Recipe, shape: ModelShape, work: Workload) -> list[dict[str, 
     """Seconds and list price on each card that has one and enough memory, from one cent on."""
     offers = []
     for card in cards.cards().values():
+        if not card.usd_per_hour:
+            continue
         setting = setting_of(recipe, machine.decide(card.hardware, recipe), *work.largest)
         rate, at_best = card_rate(card, shape, setting)
         seconds = rate.seconds(work.batches)
-        usd = seconds / 3600 * (card.usd_per_hour or 0)
+        usd = seconds / 3600 * card.usd_per_hour
         if usd >= 0.01 and sum(memory(shape, setting).values()) <= card.hardware.gpu_memory_bytes:
             offers.append(
                 {"card": card.name, "seconds": round(seconds), "usd": round(usd, 2), "at_best": at_best}
@@ -360,11 +362,25 @@ def plan_on_card(
 
     With padding, as the measured cards were: Unsloth leaves it out today where it can, so it is the most.
     """
-    profile, shape = machine.decide(card.hardware, recipe), shape_of(recipe.model.model_name)
-    work = _work(recipe, counts, padding_free=False)
-    rate, at_best = card_rate(card, shape, setting_of(recipe, profile, *work.largest))
+    return plan_on_cards(recipe, [card], counts, basis)[0]
+
+
+def plan_on_cards(
+    recipe: Recipe,
+    several: Sequence[cards.Card],
+    counts: tuple[list[int], list[int]],
+    basis: Sequence[str] = (),
+) -> list[Plan]:
+    """The plan on each of several cards, whose batches are the same and are formed once."""
+    shape, work = shape_of(recipe.model.model_name), _work(recipe, counts, padding_free=False)
     limit = ["nothing like it was measured: the time is the least, not the likely one"]
-    return make_plan(recipe, profile, shape, work, rate, basis=[*basis, *(limit if at_best else [])])
+    plans = []
+    for card in several:
+        profile = machine.decide(card.hardware, recipe)
+        rate, at_best = card_rate(card, shape, setting_of(recipe, profile, *work.largest))
+        said = [*basis, *(limit if at_best else [])]
+        plans.append(make_plan(recipe, profile, shape, work, rate, basis=said))
+    return plans
 
 
 def plan_here(

@@ -87,7 +87,7 @@ def test_embedded_conversations(chats, llama, header):
 
 @pytest.mark.slow
 def test_real_conversations(chats, header):
-    test_tokens.check_real_rows(chats, header, tool_calls=True)
+    test_tokens.check_real_rows(chats, header, rows=2_500, least=2_000, tool_calls=True)
 
 
 @settings(deadline=None)
@@ -98,7 +98,7 @@ def test_real_conversations(chats, header):
 )
 def test_a_cut_row_is_a_beginning_of_the_whole_row(chats, llama, pairs, limit, truncation):
     [conversation] = canonical(llama, [as_row([], pairs)])
-    test_tokens.check_cut(chats, conversation, limit, truncation)
+    test_tokens.check_cut(chats, chats.row(conversation), limit, truncation)
 
 
 def test_there_is_one_bos_and_the_date_is_the_recipes(chats, llama):

@@ -67,7 +67,7 @@ def in_a_fork(function, *arguments, wait=True):
     "assignments",
     [
         [],
-        ['data.duplicates="near"', "data.limit=900"],
+        ['data.duplicates="near"', "data.limit=450"],
         ["data.weights=[0.5,0.5]", 'data.languages=["en","fr","de"]'],
     ],
     ids=["as it is", "near and limit", "mix and filter"],
@@ -76,11 +76,11 @@ def in_a_fork(function, *arguments, wait=True):
 def test_shards_hold_the_rows_that_one_piece_holds(
     preset, tokenizer, write_rows, tmp_path, monkeypatch, assignments
 ):
-    mixed = chosen(preset, write_rows(synthetic(2500)), *assignments)
+    mixed = chosen(preset, write_rows(synthetic(1250)), *assignments)
     whole = everything(data.prepare(mixed, tokenizer))
     monkeypatch.setenv("FINELAB_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(shards, "SHARD", 300)
-    monkeypatch.setattr(shards, "CHUNK", 70)
+    monkeypatch.setattr(shards, "SHARD", 150)
+    monkeypatch.setattr(shards, "CHUNK", 35)
     sharded = data.prepare(mixed, tokenizer, workers=2)
     assert len(list((sharded.folder / "train").glob("*.arrow"))) > 3
     assert everything(sharded) == whole
@@ -90,7 +90,7 @@ def test_shards_hold_the_rows_that_one_piece_holds(
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["_write_conversations", "_write_tokens"])
 def test_a_kill_costs_one_shard(preset, tokenizer, write_rows, tmp_path, monkeypatch, capsys, which):
-    mixed = chosen(preset, write_rows(synthetic(1500)))
+    mixed = chosen(preset, write_rows(synthetic(750)))
     write, made = getattr(shards, which), []
 
     def killed(stage, results, bar):
@@ -99,14 +99,14 @@ def test_a_kill_costs_one_shard(preset, tokenizer, write_rows, tmp_path, monkeyp
         if len(made) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(shards, "SHARD", 300)
+    monkeypatch.setattr(shards, "SHARD", 150)
     monkeypatch.setattr(shards, which, killed)
     assert in_a_fork(data.prepare, mixed, tokenizer, 2).exitcode == -signal.SIGKILL
 
     monkeypatch.setattr(shards, which, lambda stage, *rest: made.append(stage) or write(stage, *rest))
     resumed = data.prepare(mixed, tokenizer)
     assert "goes on behind the last shard that is whole" in capsys.readouterr().out
-    assert len(made) == 7 - 2  # 5 shards of the file and 2 of the embedded rows; 2 were whole
+    assert len(made) == 9 - 2  # 5 shards of the file and 4 of the embedded rows; 2 were whole
     assert [path.name for path in resumed.folder.parent.iterdir()] == [resumed.folder.name]
     monkeypatch.setenv("FINELAB_CACHE", str(tmp_path / "other"))
     assert everything(resumed) == everything(data.prepare(mixed, tokenizer))
@@ -115,8 +115,8 @@ def test_a_kill_costs_one_shard(preset, tokenizer, write_rows, tmp_path, monkeyp
 def test_reading_a_split_and_counting_its_tokens_loads_no_rows(
     run, tokenizer, preset, write_rows, monkeypatch
 ):
-    monkeypatch.setattr(shards, "SHARD", 500)
-    data.save(run, data.prepare(chosen(preset, write_rows(synthetic(2000))), tokenizer))
+    monkeypatch.setattr(shards, "SHARD", 250)
+    data.save(run, data.prepare(chosen(preset, write_rows(synthetic(1000))), tokenizer))
     before = pa.total_allocated_bytes()
     rows = data.load_split(run, "train")
     assert len(rows.cache_files) > 3
@@ -173,8 +173,8 @@ def test_two_that_prepare_the_same_do_it_once(preset, tokenizer, write_rows, mon
 
 
 def test_a_full_disk_keeps_the_shards_that_are_whole(preset, tokenizer, write_rows, monkeypatch, tmp_path):
-    mixed = chosen(preset, write_rows(synthetic(900)))
-    monkeypatch.setattr(shards, "SHARD", 300)
+    mixed = chosen(preset, write_rows(synthetic(450)))
+    monkeypatch.setattr(shards, "SHARD", 150)
     write, made = shards._write_tokens, []
 
     def full(stage, results, bar):
@@ -188,7 +188,7 @@ def test_a_full_disk_keeps_the_shards_that_are_whole(preset, tokenizer, write_ro
         data.prepare(mixed, tokenizer)
     monkeypatch.setattr(shards, "_write_tokens", lambda *each: made.append(each) or write(*each))
     data.prepare(mixed, tokenizer)
-    assert len(made) == 1 + 4  # 3 shards of the file and 2 of the embedded rows, one of them whole
+    assert len(made) == 1 + 6  # 3 shards of the file and 4 of the embedded rows, one of them whole
 
 
 def test_threads_of_a_sweep_load_one_after_the_other(run, tokenizer, preset, write_rows, monkeypatch):

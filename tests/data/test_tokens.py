@@ -137,18 +137,19 @@ def test_hard_rows(chats, tokenizer, header, row):
     check_rows(chats, header, canonical(tokenizer, [row]))
 
 
-def check_real_rows(chats, header, tool_calls):
-    conversations = real_conversations(chats.template.tokenizer, 2_500, tool_calls)
-    assert len(conversations) > 2_000
+def check_real_rows(chats, header, rows, least, tool_calls):
+    conversations = real_conversations(chats.template.tokenizer, rows, tool_calls)
+    assert len(conversations) > least
     check_rows(chats, header, conversations)
-    for truncation in TRUNCATION:
-        for conversation in conversations[:300]:
-            check_cut(chats, conversation, 1024, truncation)
+    for conversation in conversations[:300]:
+        whole = chats.row(conversation)
+        for truncation in TRUNCATION:
+            check_cut(chats, whole, 1024, truncation)
 
 
 @pytest.mark.slow
 def test_real_conversations(chats, header):
-    check_real_rows(chats, header, tool_calls=False)
+    check_real_rows(chats, header, rows=800, least=600, tool_calls=False)
 
 
 def embedded_conversations(tokenizer):
@@ -228,11 +229,10 @@ def test_what_ends_a_sentence(chats, answer, kept):
     assert cut(chats, [("user", "q"), ("assistant", answer)], 100, "cut") == (kept, None, True)
 
 
-def check_cut(chats, conversation, limit, truncation):
+def check_cut(chats, whole, limit, truncation):
     """A cut row is a beginning of the whole row that ends where its way of truncation says."""
     end_token = chats.template.tokenizer.eos_token_id
-    whole = chats.row(conversation)
-    result = limited(chats, limit, truncation).tokenize([conversation])
+    result = limited(chats, limit, truncation).tokenize([whole.conversation])
     assert len(result.rows) + len(result.dropped) == 1
     for row in result.rows:
         length = len(row.input_ids)
@@ -262,7 +262,7 @@ long_rows = st.lists(st.tuples(contents, sentences.filter(str.strip)), min_size=
 @given(pairs=long_rows, limit=st.integers(20, 120), truncation=st.sampled_from(TRUNCATION))
 def test_a_cut_row_is_a_beginning_of_the_whole_row(chats, tokenizer, pairs, limit, truncation):
     [conversation] = canonical(tokenizer, [as_row([], pairs)])
-    check_cut(chats, conversation, limit, truncation)
+    check_cut(chats, chats.row(conversation), limit, truncation)
 
 
 def test_a_tool_call_is_not_cut_in_the_middle(tokenizer):
@@ -311,6 +311,7 @@ def test_a_worker_process_makes_the_same_rows(chats, tokenizer):
         assert one.labels.tolist() == other.labels.tolist()
 
 
+@pytest.mark.slow
 def test_an_unsloth_mask_agrees(tokenizer):
     rows = [*HARD_ROWS[:7], [("user", "q"), ("assistant", "a\n\n b"), ("user", "r"), ("assistant", "c")]]
     made = tokenize(tokenizer, canonical(tokenizer, rows), 1000, DATE).rows

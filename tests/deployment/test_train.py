@@ -25,6 +25,8 @@ SMALL = "data.limit=40;model.max_seq_length=128;training.max_steps=3;training.sa
 SMALL += ";training.per_device_train_batch_size=1;training.gradient_accumulation_steps=1;training.tune=false"
 JOB = {"run": "mine", "recipe": "smollm2-135m", "changes": ["data.limit=40"], "gpus": 1, "hours": 2.0}
 JOB |= {"usd_per_hour": 3.0, "spend_usd": 10.0}
+ASKED = {"run": "x", "recipe": "llama-3.2-1b", "changes": [], "gpu": "l4"}
+ASKED |= {"gpus": 1, "hours": 6.0, "spend": 10.0}
 
 
 @pytest.fixture
@@ -231,16 +233,7 @@ def fail(run):
     ("options", "sentence"),
     [
         ([], "give --run NAME for one run, or --sweep FOLDER for a sweep"),
-        (["--run", "../x"], "--run ../x: a run has a name, not a path"),
-        (["--run", "x", "--recipe", "gpt"], "there is no recipe 'gpt'"),
-        (["--run", "x", "--set", "lora.rank=8"], "--set: lora.rank: unknown key"),
-        (["--run", "x", "--gpu", "rtx-2060s"], "--gpu rtx-2060s: Modal does not rent it out; there are: t4,"),
-        (["--run", "x", "--gpus", "16"], "--gpus 16: expected 1 to 8"),
-        (["--run", "x", "--hours", "30"], "--hours 30: expected 0.17 to 23.5"),
-        (["--run", "x", "--hours", "0.15"], "--hours 0.15: expected 0.17 to 23.5"),
-        (["--run", "x", "--spend", "0.1"], "--spend 0.1: 1 x L4 would have 7.5 minutes; 10 are the least"),
         (["--run", "x", "--spend", "0.5"], "--spend 0.5: the forecast is $"),
-        (["--sweep", "nowhere"], "nowhere/sweep.toml is not there"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -250,6 +243,33 @@ def test_a_mistake_is_one_sentence_before_anything_is_rented(modal, options, sen
     assert output.strip().splitlines()[-1].startswith(sentence), output
     assert "Traceback" not in output
     assert not modal.processes
+
+
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        ({"run": "../x"}, "--run ../x: a run has a name, not a path"),
+        ({"recipe": "gpt"}, "there is no recipe 'gpt'"),
+        ({"changes": ["lora.rank=8"]}, "--set: lora.rank: unknown key"),
+        ({"gpu": "rtx-2060s"}, "--gpu rtx-2060s: Modal does not rent it out; there are: t4,"),
+        ({"gpus": 16}, "--gpus 16: expected 1 to 8"),
+        ({"hours": 30.0}, "--hours 30: expected 0.17 to 23.5"),
+        ({"hours": 0.15}, "--hours 0.15: expected 0.17 to 23.5"),
+        ({"spend": 0.1}, "--spend 0.1: 1 x L4 would have 7.5 minutes; 10 are the least"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_run_that_cannot_be_is_refused_in_one_sentence(script, monkeypatch, mistake, sentence):
+    here = script("modal_train")
+    monkeypatch.setattr(here, "with_gpu", None)  # there is no other way to a card
+    with pytest.raises(LabError) as said:
+        here.run_on_modal(**ASKED | mistake)
+    assert str(said.value).startswith(sentence) and "\n" not in str(said.value)
+
+
+def test_a_sweep_that_is_not_there_is_named(script, tmp_path):
+    with pytest.raises(LabError, match=r"sweep\.toml is not there: make the sweep first"):
+        script("modal_train").sweep_on_modal(tmp_path, "l4", 10.0, retry=False)
 
 
 # A sitting, without its commands

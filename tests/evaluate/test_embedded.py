@@ -22,7 +22,7 @@ def base(embedded_folder):
 @pytest.fixture(scope="module")
 def neutral(tokenizer):
     rows = neutral_rows(tokenizer, DATE)
-    return {name: column[-16:] for name, column in rows.items()}
+    return {name: column[-10:] for name, column in rows.items()}  # 8 of unlike length give no verdict
 
 
 def test_a_padded_batch_gives_what_each_prompt_gives_alone(base, tokenizer):

@@ -114,8 +114,9 @@ def test_a_trial_whose_child_is_killed_is_left_for_the_next_call(tmp_path):
 def test_a_sweep_killed_in_the_middle_goes_on_and_says_what_failed(tmp_path):
     settings = {"default": {}, "no-rows": {"data.min_score": 99.0}}
     create_sweep(tmp_path, Sweep("smollm2-135m", 70, (1, 2), settings, ROW_BY_ROW))
-    (tmp_path / "no-rows-s2").mkdir()
-    (tmp_path / "no-rows-s2" / FAILED).write_text('{"reason": "seen before"}', encoding="utf-8")
+    for name in ("default-s2", "no-rows-s2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / FAILED).write_text('{"reason": "seen before"}', encoding="utf-8")
     code = "import sys; from pathlib import Path; from finelab.improve import run_sweep; "
     code += "run_sweep(Path(sys.argv[1]))"
     first = subprocess.Popen(
@@ -124,21 +125,25 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_says_what_failed(tmp_path):
         start_new_session=True,
         env={**os.environ, "HF_TOKEN": ""},
     )
-    while first.poll() is None and not list(tmp_path.glob("default-s1/checkpoints/checkpoint-*")):
-        time.sleep(0.2)
+    while first.poll() is None and not (tmp_path / "default-s1" / "recipe.toml").exists():
+        time.sleep(0.05)
     assert first.poll() is None
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
+    [prepared] = tmp_path.glob("data-*/notebooks/01_data.ipynb")
+    before = prepared.stat().st_mtime_ns
 
     states = {each.trial.name: each.state for each in run_sweep(tmp_path)}
     assert states == {
         "default-s1": "finished",
-        "default-s2": "finished",
+        "default-s2": "failed",
         "no-rows-s1": "failed",
         "no-rows-s2": "failed",
     }
+    assert prepared.stat().st_mtime_ns == before, "the rows are not made again"
     # the recipe's five steps of warm-up would be all of a trial as short as this
     assert open_run(tmp_path / "default-s1").recipe.training.warmup_steps == 0
     found = report(tmp_path)["settings"]
-    assert set(found["default"]["losses"]) == {"1", "2"}
+    assert set(found["default"]["losses"]) == {"1"}
+    assert found["default"]["unfinished"] == {"2": "failed: seen before"}
     assert "failed: " in found["no-rows"]["unfinished"]["1"]

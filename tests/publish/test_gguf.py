@@ -199,15 +199,12 @@ def test_without_its_encoder_q4_k_m_says_what_to_install(tmp_path, monkeypatch):
         export_gguf(folder, tmp_path / "model.gguf", "q4_k_m")
 
 
+@needs_libgguf
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file_format", "limit"),
-    [("bf16", 1e-6), pytest.param("q4_k_m", 0.2, marks=needs_libgguf)],  # measured: 0, 7e-2
-)
-def test_the_embedded_model_is_the_same_as_gguf(tmp_path, embedded_folder, tokenizer, file_format, limit):
-    """As it is, and in the smallest format; the main job makes its q8_0."""
-    export_gguf(embedded_folder, tmp_path / "model.gguf", file_format)
+def test_the_embedded_model_is_much_the_same_in_the_smallest_format(tmp_path, embedded_folder, tokenizer):
+    """The main job makes its q8_0."""
+    export_gguf(embedded_folder, tmp_path / "model.gguf", "q4_k_m")
     ids = tokenizer(TEXT)["input_ids"]
     expected = log_probabilities(AutoModelForCausalLM.from_pretrained(embedded_folder), ids)
     read = log_probabilities(read_back(tmp_path / "model.gguf"), ids)
-    assert kl(expected, read) < limit
+    assert kl(expected, read) < 0.2  # measured: 7e-2
