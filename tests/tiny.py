@@ -1,5 +1,9 @@
 """A tiny random Llama with an adapter that moved, made with the real libraries."""
 
+import json
+import subprocess
+import sys
+
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -71,3 +75,15 @@ def write_run(folder, dtype=torch.float32, base=None, max_shard_size="5GB", move
     with_adapter(model, moved=moved, **adapter).save_pretrained(folder / "adapter")
     tokenizer().save_pretrained(folder / "adapter")
     return folder / "base", folder / "adapter"
+
+
+def through_unsloth(script, folder):
+    """What a script of a process of its own prints as JSON behind "OUT"; a base is in its folder's `base`."""
+    base_model(vocab_size=320).save_pretrained(folder / "base")
+    tokenizer().save_pretrained(folder / "base")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("OUT ")]
+    return json.loads(line.removeprefix("OUT "))

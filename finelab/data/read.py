@@ -16,6 +16,7 @@ from finelab.data.files_table import csv_values, parquet_values, table_values
 from finelab.data.files_text import BreaksOff, Parsed, Unreadable, utf8_chunks
 from finelab.errors import LabError
 from finelab.files import sha256
+from finelab.recipe import HUB_ID
 
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "conversations.jsonl"
 KINDS = ".json, .jsonl, .ndjson, .csv, .tsv (each also with .gz or .zst behind it) or .parquet"
@@ -28,7 +29,7 @@ _TEXT_KINDS = {
     ".tsv": csv_values,
 }
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([^@]+))?(?:@(.+))?", re.ASCII)
+_HUB_NAME = re.compile(rf"({HUB_ID.pattern})(?::([^@]+))?(?:@(.+))?", re.ASCII)
 
 
 class Row(NamedTuple):

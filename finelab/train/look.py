@@ -34,8 +34,7 @@ def mean_over_tokens(trainer: Any) -> Iterator[None]:
 
     def evaluation_loop(*args: Any, **kwargs: Any) -> Any:
         found.clear()
-        with _own_tokens(trainer.args):
-            output = type(trainer).evaluation_loop(trainer, *args, **kwargs)
+        output = type(trainer).evaluation_loop(trainer, *args, **kwargs)
         own = float(sum(nats for nats, _ in found)), sum(count for _, count in found)
         nats, tokens = map(sum, zip(*distributed.gather(own), strict=True))
         output.metrics["eval_loss"] = nats / max(tokens, 1)
@@ -46,13 +45,3 @@ def mean_over_tokens(trainer: Any) -> Iterator[None]:
         yield
     finally:
         del trainer.prediction_step, trainer.evaluation_loop
-
-
-@contextlib.contextmanager
-def _own_tokens(args: Any) -> Iterator[None]:
-    """Let a rank's loss be the mean over its own tokens: transformers scales it by all ranks', not TRL."""
-    kept, args.average_tokens_across_devices = args.average_tokens_across_devices, False
-    try:
-        yield
-    finally:
-        args.average_tokens_across_devices = kept

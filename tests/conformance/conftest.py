@@ -5,7 +5,7 @@ import openai
 import pytest
 
 from tests.conformance.differences import VLLM
-from tests.conformance.server import FRIEND, Address, Server, serving, write_tiny_base
+from tests.conformance.server import Address, Server, serving, write_tiny_base
 
 EXTERNAL = os.environ.get("FINELAB_BASE_URL")
 
@@ -27,12 +27,11 @@ def tiny_base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_server(tiny_base):
-    """An open server with small limits on the random model: two answers at once, two waiting; one origin."""
+    """An open server with small limits on the random model: two answers at once, two waiting."""
     if EXTERNAL:
         pytest.skip("asks a server with limits of its own")
     limits = ("--max-concurrency=2", "--max-queue=2", "--max-model-len=4096")
-    origin = f"--allow-origin={FRIEND}"
-    with Server("--model", tiny_base, "--dtype=float32", origin, *limits) as server:
+    with Server("--model", tiny_base, "--dtype=float32", *limits) as server:
         yield server
 
 

@@ -19,7 +19,7 @@ import httpx
 from tests import tiny
 
 KEYS = ("the-first-key-0123456789", "the-second-key-0123456789")
-ORIGIN, FRIEND = "https://page.example", "https://friend.example"
+ORIGIN = "https://page.example"
 TLS = ssl.create_default_context()  # read once: it takes longer than most requests
 
 

@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.conformance.conftest import error_of
-from tests.conformance.server import FRIEND, KEYS, ORIGIN
+from tests.conformance.server import KEYS, ORIGIN, Server
 
 OPEN = {"/", "/health", "/docs", "/openapi.json"}
 PREFLIGHT = {  # as a browser asks for openai's JavaScript client
@@ -130,7 +130,7 @@ def test_other_pages_may_not_read_the_answers(small):
         answer = client.get("/v1/models")
         preflight = client.options("/v1/chat/completions", headers=PREFLIGHT)
     for response in (answer, preflight):
-        assert "access-control-allow-origin" not in response.headers
+        assert not [name for name in response.headers if name.startswith("access-control-")]
 
 
 def test_an_allowed_page_may(own_server):
@@ -182,10 +182,14 @@ def test_an_open_server_does_no_work_for_another_page(small, origin):
             assert error_of(response)["code"] == "wrong_origin"
 
 
-def test_an_open_server_works_for_its_own_page_and_one_that_it_allows(small):
-    for origin in (small.url, FRIEND):
-        with small.http(headers={"Origin": origin}) as client:
-            assert client.get("/v1/models").status_code == 200
+def test_an_open_server_works_for_its_own_page_and_one_that_it_allows(small, tiny_base):
+    with small.http(headers={"Origin": small.url}) as client:
+        assert client.get("/v1/models").status_code == 200
+    with (
+        Server("--model", tiny_base, "--dtype=float32", f"--allow-origin={ORIGIN}") as server,
+        server.address.http(headers={"Origin": ORIGIN}) as client,
+    ):
+        assert client.get("/v1/models").status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", ""])

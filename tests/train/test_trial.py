@@ -1,14 +1,12 @@
 """The tuner's trials: which rows, how they are cut, and that they leave no trace."""
 
 import dataclasses
-import json
-import subprocess
-import sys
 
 import pytest
 
 from finelab import machine
 from finelab.train.trial import first_batch, micro_batches, sample, trial
+from tests.tiny import through_unsloth
 from tests.train.searches import CPU, START
 
 
@@ -102,16 +100,7 @@ print("OUT", json.dumps(found))
 @pytest.mark.slow
 def test_a_trial_holds_no_memory_of_a_larger_one(tmp_path):
     """The slabs of the step by hand: the same ones in all of a setting's steps, and none for the next."""
-    from tests.tiny import base_model, tokenizer
-
-    base_model(vocab_size=320).save_pretrained(tmp_path / "base")
-    tokenizer().save_pretrained(tmp_path / "base")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("OUT ")]
-    trials = json.loads(line.removeprefix("OUT "))
+    trials = through_unsloth(SCRIPT, tmp_path)
     assert all(each["afterwards"] == 0 for each in trials)
     assert all(len(each["held"]) > 1 and each["held"][0] == each["held"][-1] for each in trials)
     small, large, again = (len(each["held"][-1]) for each in trials)

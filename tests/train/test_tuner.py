@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +12,7 @@ from finelab.train.memory import SHAPES
 from finelab.train.probe import prepared
 from finelab.train.search import LOSS_TOLERANCE, Tuned
 from finelab.train.tuner import keep, needed_bytes, read, recorded, rows_of, tune
+from tests.tiny import through_unsloth
 from tests.train.searches import CPU, START, Machine, search
 from tests.train.sittings import trainer_of
 
@@ -230,17 +229,7 @@ print("OUT", json.dumps(out))
 
 @pytest.mark.slow
 def test_a_tuning_through_unsloth_leaves_no_trace(tmp_path):
-    from tests.tiny import base_model, tokenizer
-
-    base_model(vocab_size=320).save_pretrained(tmp_path / "base")
-    tokenizer().save_pretrained(tmp_path / "base")
-
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("OUT ")]
-    tuned = json.loads(line.removeprefix("OUT "))
+    tuned = through_unsloth(SCRIPT, tmp_path)
     assert tuned["changed"] == []
     assert tuned["again"]
     assert tuned["same"]  # trained after a tuning as without one, bit for bit
