@@ -3,7 +3,8 @@
 PyTorch's autograd computes what a fine-tune never uses: padding, the vocabulary's scores where there is no
 label, and every operation on its own pass through memory. Here nothing is computed that is not needed:
 
-- the documents of a batch lie one after another, without padding between them, each cut after its last label;
+- the documents of a batch lie one after another, without padding, and what they begin with in common, such as
+  a system prompt, is there once (documents.py);
 - a frozen weight and its adapter are one matrix product: [x, xA'] [W, sB]', and back [dy, dy sB] [W; A];
 - queries, keys and values are one product, gate and up another;
 - attention goes by blocks of BLOCK queries, so that what lies in the future is skipped, not masked;
@@ -18,12 +19,9 @@ many lengths that leaves 0.94 of the time and 0.89 of the memory.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import types
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,9 +30,8 @@ from torch.nn.functional import pad
 
 from finelab.data import IGNORE
 from finelab.machine import KEPT, Profile, keep_freed_memory
+from finelab.train.documents import BLOCK, ROWS, Batch
 
-BLOCK = 128  # queries at once: 256 computes more of the future, 64 makes twice the small products
-ROWS = 32  # 16 leaves more kernels to build, 64 computes more rows for nothing
 SLAB = 1 << 26  # bytes: a tensor of 2,048 rows takes at most a fifth of one
 CHUNK = 512  # labelled rows in one product with the head: 64 take 1.9 times as long
 PIECE = 16  # of them at once in float32: 3 MB of 49,152 scores stay in the processor's cache
@@ -152,57 +149,6 @@ class _Step(torch.autograd.Function):  # type: ignore[misc]
         return None, None, *torch._foreach_mul(ctx.gradients, grad)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Documents one after another: token ids, their positions, the rows with a label and those labels.
-
-    `documents` are (first row, row after the last). Up to ROWS - 1 rows after them belong to none.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    labelled: Tensor
-    targets: Tensor
-    documents: list[tuple[int, int]]
-
-    @classmethod
-    def of(
-        cls, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
-    ) -> Batch:
-        """From what a collator makes: rows padded on the right, or flattened with positions that restart."""
-        ids, targets = input_ids.flatten(), labels.roll(-1, 1).flatten()
-        width = input_ids.shape[1]
-        if attention_mask is None and position_ids is not None:
-            positions = position_ids.expand_as(input_ids).flatten()
-        else:
-            positions = torch.arange(width).repeat(len(input_ids))
-        starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
-        targets[torch.tensor(starts[1:]) - 1] = IGNORE  # the next document's first token is not this one's
-        documents, kept, end = [], [], 0
-        for first, after in itertools.pairwise(starts):
-            labelled = (targets[first:after] != IGNORE).nonzero()
-            if len(labelled):  # what follows the last label decides nothing
-                kept.append(torch.arange(first, first + int(labelled[-1]) + 1))
-                documents.append((end, end := end + len(kept[-1])))
-        rows = torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
-        targets = targets[rows]
-        labelled = (targets != IGNORE).nonzero().flatten()
-        spare = (0, -len(rows) % ROWS)
-        ids, positions = (pad(each[rows], spare) for each in (ids, positions))
-        return cls(ids, positions, labelled, targets[labelled], documents)
-
-    @property
-    def end(self) -> int:
-        """The row after the last document."""
-        return self.documents[-1][1]
-
-    def blocks(self) -> Iterator[tuple[int, int, int]]:
-        """(first row of the document, first row of the block, row after it), block by block."""
-        for first, after in self.documents:
-            for begin in range(first, after, BLOCK):
-                yield first, begin, min(begin + BLOCK, after)
-
-
 class Slabs:
     """Memory that each step uses again for what it saves for its backward.
 
@@ -267,6 +213,8 @@ class Projection:
         self.norm = torch.ones(self.inputs) if norm is None else norm.weight.detach().float()
         weights = [base.weight.detach() * self.norm for base in bases]
         self.matrix[: self.outputs, : self.inputs] = torch.cat(weights)
+        into_A, into_B = self.matrix[self.outputs :, : self.inputs], self.matrix[:, self.inputs :]
+        self.places = [(into_A[ranks], into_B[rows, ranks]) for rows, ranks, *_ in self.adapters]
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -275,9 +223,9 @@ class Projection:
 
     def refresh(self) -> None:
         """Take over the adapters' weights, which the optimizer has changed."""
-        for rows, ranks, A, B, scale in self.adapters:
-            torch.mul(A.detach(), self.norm, out=self.matrix[self.outputs :, : self.inputs][ranks])
-            torch.mul(B.detach(), scale, out=self.matrix[rows, self.inputs :][:, ranks])
+        for (into_A, into_B), (_, _, A, B, scale) in zip(self.places, self.adapters, strict=True):
+            torch.mul(A.detach(), self.norm, out=into_A)
+            torch.mul(B.detach(), scale, out=into_B)
 
     def room(self, rows: int, slabs: Slabs) -> tuple[Tensor, Tensor]:
         """Uninitialised inputs, and the part of them that the caller fills."""
@@ -299,8 +247,8 @@ class Projection:
     def backward(self, x: Tensor, dy: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The inputs' gradient, and those of `parameters`; completes `dy` by dy s B."""
         K, N = self.inputs, self.outputs
-        for rows, ranks, *_ in self.adapters:
-            torch.mm(dy[:, rows], self.matrix[rows, K:][:, ranks], out=dy[:, N:][:, ranks])
+        for (_, sB), (rows, ranks, *_) in zip(self.places, self.adapters, strict=True):
+            torch.mm(dy[:, rows], sB, out=dy[:, N:][:, ranks])
         dA = (dy[:, N:].T @ x[:, :K]) * self.norm
         gradients = []
         for rows, ranks, _, _, scale in self.adapters:
@@ -386,7 +334,7 @@ class Llama:
         rows, slabs = len(x), self.slabs
         x1, inputs = layer.qkv.room(rows, slabs)
         scale1 = rms_norm(x, self.eps, out=inputs)
-        q, k, v = self.split(layer.qkv.forward(x1), angles)
+        q, k, v = self.split(layer.qkv.forward(x1), angles, batch)
         x2, inputs = layer.o.room(rows, slabs)
         probabilities = self.attention(q, k, v, inputs, batch)
         x += layer.o.forward(x2)
@@ -425,14 +373,16 @@ class Llama:
         rms_norm_backward(dx, d, x1[:, :hidden], scale1)
         return qkv + o + gate_up + down
 
-    def split(self, qkv: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Turned queries, (kv_heads, rows x group, head_dim), and keys and values, (kv_heads, rows, ...)."""
+    def split(
+        self, qkv: Tensor, angles: tuple[Tensor, Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Turned queries, (kv_heads, rows x group, head_dim), and keys and values, (kv_heads, seen, ...)."""
         heads = qkv.view(len(qkv), -1, self.head_dim)
         queries = self.kv_heads * self.group
         turned = rotate(heads[:, : queries + self.kv_heads], *angles).to(self.dtype)
         q = turned[:, :queries].unflatten(1, (self.kv_heads, self.group)).transpose(0, 1)
-        k, v = turned[:, queries:].transpose(0, 1), heads[:, queries + self.kv_heads :].transpose(0, 1)
-        return self.slabs.copy(q).flatten(1, 2), k, v
+        k, v = batch.seen(turned[:, queries:]), batch.seen(heads[:, queries + self.kv_heads :])
+        return self.slabs.copy(q).flatten(1, 2), k.transpose(0, 1), v.transpose(0, 1)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, batch: Batch) -> list[Tensor]:
         """Write each query's weighted values into `out`; gives the weights, block by block."""
@@ -440,12 +390,12 @@ class Llama:
         by_head = out.unflatten(1, (self.kv_heads, self.group, self.head_dim)).transpose(0, 1)
         out[batch.end :] = 0
         probabilities = []
-        for first, begin, end in batch.blocks():
-            scores = q[:, begin * self.group : end * self.group] @ keys[:, :, first:end]
-            scores[:, :, begin - first :] += self.mask[: (end - begin) * self.group, : end - begin]
+        for begin, end, first, after in batch.blocks():
+            scores = q[:, begin * self.group : end * self.group] @ keys[:, :, first:after]
+            scores[:, :, begin - end :] += self.mask[: (end - begin) * self.group, : end - begin]
             p = self.slabs.empty(*scores.shape, dtype=self.dtype)
             torch.softmax(scores, -1, out=p)
-            by_head[:, begin:end] = (p @ v[:, first:end]).unflatten(1, (-1, self.group))
+            by_head[:, begin:end] = (p @ v[:, first:after]).unflatten(1, (-1, self.group))
             probabilities.append(p)
         return probabilities
 
@@ -462,25 +412,27 @@ class Llama:
     ) -> None:
         """Write the gradient of queries, keys and values, turned back, into `outputs`.
 
-        `values` are (kv_heads, head_dim, rows): a product takes no slice of rows that it has to transpose.
+        `values` are (kv_heads, head_dim, seen): a product takes no slice of rows that it has to transpose.
         """
         queries = self.kv_heads * self.group
         d = d.unflatten(1, (self.kv_heads, self.group, self.head_dim)).transpose(0, 1).flatten(1, 2)
         dqk = torch.empty(len(outputs), queries + self.kv_heads, self.head_dim)
         dq = dqk[:, :queries].unflatten(1, (self.kv_heads, self.group)).transpose(0, 1)
-        dk, dv = torch.zeros(2, *k.shape)
+        both = torch.zeros(self.kv_heads, 2, *k.shape[1:])
+        dk, dv = both.unbind(1)
         dqk[batch.end :] = 0
-        for (first, begin, end), p in zip(batch.blocks(), probabilities, strict=True):
+        for (begin, end, first, after), p in zip(batch.blocks(), probabilities, strict=True):
             block = slice(begin * self.group, end * self.group)
-            dv[:, first:end] += p.transpose(1, 2) @ d[:, block]
-            dp = d[:, block] @ values[:, :, first:end]
+            dv[:, first:after] += p.transpose(1, 2) @ d[:, block]
+            dp = d[:, block] @ values[:, :, first:after]
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
-            dq[:, begin:end] = (ds @ k[:, first:end]).unflatten(1, (-1, self.group))
-            dk[:, first:end] += ds.transpose(1, 2) @ q[:, block]
-        dqk[:, queries:] = dk.transpose(0, 1)
+            dq[:, begin:end] = (ds @ k[:, first:after]).unflatten(1, (-1, self.group))
+            dk[:, first:after] += ds.transpose(1, 2) @ q[:, block]
+        dk, dv = batch.by_row(both.transpose(0, 2)).unbind(1)
+        dqk[:, queries:] = dk
         heads = outputs.unflatten(1, (-1, self.head_dim))
         heads[:, : queries + self.kv_heads] = rotate(dqk, angles[0], -angles[1])
-        heads[:, queries + self.kv_heads :] = dv.transpose(0, 1)
+        heads[:, queries + self.kv_heads :] = dv
 
     def loss(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of cross-entropies at the labelled rows, and its gradient by `x`."""

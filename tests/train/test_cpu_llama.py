@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from finelab import machine
 from finelab.data import IGNORE
 from finelab.train import cpu_llama
+from finelab.train.documents import BEGINNING, Batch
 from tests.tiny import MODULES, base_model, with_adapter
 
 HARDWARE = machine.Hardware("cpu", "a processor", "Linux", 2, 8 << 30)
@@ -107,6 +108,42 @@ def test_loss_and_gradients_are_autograds_whatever_the_documents(lengths, traine
 )
 def test_other_llamas_and_other_adapters(profile, base, adapter):
     assert_same(model_of(base, **adapter), profile, *documents_of([33, 7, 150, 301], 0.6))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    prompts=st.lists(st.integers(BEGINNING - 2, 150), min_size=1, max_size=3),
+    uses=st.lists(st.integers(0, 2), min_size=2, max_size=6),
+    trained=st.sampled_from([0.0, 0.3, 1.0]),
+    in_the_prompt=st.sampled_from([0.0, 0.05]),
+    seed=st.integers(0, 1000),
+)
+def test_what_documents_begin_with_in_common_changes_nothing(prompts, uses, trained, in_the_prompt, seed):
+    from finelab import recipe
+
+    profile = machine.decide(HARDWARE, recipe.load_preset("smollm2-135m"))
+    systems, quiet = documents_of(prompts, in_the_prompt, seed)
+    rest, learned = documents_of([3 + 20 * use for use in uses], trained, seed + 1)
+    chosen = [use % len(systems) for use in uses]
+    documents = [systems[i] + own for i, own in zip(chosen, rest, strict=True)]
+    labels = [quiet[i] + own for i, own in zip(chosen, learned, strict=True)]
+    assert_same(model_of(), profile, documents, labels)
+
+
+def test_what_documents_begin_with_in_common_is_computed_once():
+    one, other = range(3, 60), range(60, 100)
+    documents = [[*system, 100 + i, 110 + i] for i, system in enumerate((one, one, other, one, other))]
+    labels = [[IGNORE] * (len(each) - 1) + each[-1:] for each in documents]
+    alone = [57 + 1, 40 + 1]  # the system prompt and the token after it, which has the label
+    assert rows_of(documents, labels) == sum(alone) + 1 + 1 + 1
+    assert rows_of(documents[:1], labels[:1]) == alone[0]
+    learned = [[IGNORE, *each[1:]] for each in documents]  # there each document's own losses are counted
+    assert rows_of(documents, learned) == 3 * alone[0] + 2 * alone[1]
+
+
+def rows_of(documents, labels):
+    batch = flat(documents, labels)
+    return Batch.of(batch["input_ids"], batch["labels"], None, batch["position_ids"]).end
 
 
 def test_a_document_does_not_see_another(profile):
