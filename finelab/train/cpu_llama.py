@@ -418,8 +418,7 @@ class Llama:
         d = d.unflatten(1, (self.kv_heads, self.group, self.head_dim)).transpose(0, 1).flatten(1, 2)
         dqk = torch.empty(len(outputs), queries + self.kv_heads, self.head_dim)
         dq = dqk[:, :queries].unflatten(1, (self.kv_heads, self.group)).transpose(0, 1)
-        both = torch.zeros(self.kv_heads, 2, *k.shape[1:])
-        dk, dv = both.unbind(1)
+        dk, dv = both = torch.zeros(2, *k.shape)
         dqk[batch.end :] = 0
         for (begin, end, first, after), p in zip(batch.blocks(), probabilities, strict=True):
             block = slice(begin * self.group, end * self.group)
@@ -428,7 +427,7 @@ class Llama:
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             dq[:, begin:end] = (ds @ k[:, first:after]).unflatten(1, (-1, self.group))
             dk[:, first:after] += ds.transpose(1, 2) @ q[:, block]
-        dk, dv = batch.by_row(both.transpose(0, 2)).unbind(1)
+        dk, dv = batch.by_row(both.permute(2, 0, 1, 3)).unbind(1)
         dqk[:, queries:] = dk
         heads = outputs.unflatten(1, (-1, self.head_dim))
         heads[:, : queries + self.kv_heads] = rotate(dqk, angles[0], -angles[1])

@@ -26,8 +26,7 @@ BEGINNING = 16  # tokens: what is computed once costs some small operations in e
 
 @dataclass(frozen=True)
 class Document:
-    """Rows `first` to `after` of a batch; they see `keys` from `key` on: `shared` of a common beginning, and
-    their own."""
+    """Rows `first` to `after`; they see `keys` from `key` on: `shared` common ones, then their own."""
 
     first: int
     after: int
