@@ -38,6 +38,10 @@ NO_EFFECT = {  # fields of data and training that leave the weights as they are
     *("max_dropped_share", "max_truncated_share", "min_trained_share", "max_leaked_share"),
 }
 MERGED_DTYPE = ("base", "float16")
+SMALLER_BATCHES = (  # of a preset's eight rows a step, where memory is short
+    "--set training.per_device_train_batch_size=1 --set training.gradient_accumulation_steps=8 "
+    "--set training.tune=false"  # or the tuner may go back to larger ones
+)
 
 
 @dataclass(frozen=True)

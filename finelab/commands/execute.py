@@ -19,6 +19,7 @@ from finelab.commands.progress import Progress
 from finelab.errors import LabError
 from finelab.files import write_text
 from finelab.machine import NO_MEMORY
+from finelab.recipe import SMALLER_BATCHES
 from finelab.run import RUN_VARIABLE
 
 FULL_DISK = re.compile(  # the last one is torch's, which hides the system's reason
@@ -140,8 +141,7 @@ class Client(NotebookClient):  # type: ignore[misc]
 def _less_memory(stage: str) -> str:
     """What helps a stage whose memory ran out; a batch is of the training alone."""
     if stage == "03_train":
-        smaller = "--set training.per_device_train_batch_size=1 --set training.tune=false"
-        return f"close other programs, or use a smaller batch ({smaller}) under another --run NAME"
+        return f"close other programs, or take smaller batches ({SMALLER_BATCHES}) under another --run NAME"
     return (
         "close other programs and run the same command again, which keeps what was trained; where it was a "
         "card's memory, CUDA_VISIBLE_DEVICES=-1 does this stage on the processor"

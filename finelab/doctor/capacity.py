@@ -5,14 +5,11 @@ from __future__ import annotations
 from finelab.doctor.facts import Facts, gb
 from finelab.doctor.finding import Finding
 from finelab.doctor.shell import DOCTOR, with_variable
+from finelab.recipe import SMALLER_BATCHES
 from finelab.run import NEEDED_BYTES
 
 ELSEWHERE = {"Windows": r"D:\finelab"}  # on another disk; what else a disk is called, only its owner knows
 EMBEDDED_RECIPE = "smollm2-135m"  # its base is converted into a cache of the lab
-SMALLER = (
-    "--set training.per_device_train_batch_size=1 --set training.gradient_accumulation_steps=8 "
-    "--set training.tune=false"  # or the tuner may go back to larger ones
-)
 
 
 def read_only_runs(facts: Facts) -> Finding | None:
@@ -81,7 +78,7 @@ def low_memory(facts: Facts) -> Finding | None:
         f"{gb(facts.memory_available_bytes)} of memory are free, and {facts.recipe} takes about "
         f"{gb(facts.needed_memory_bytes)} to train here",
         "the machine swaps, or the system ends the kernel; close other programs, or take smaller batches:",
-        f"python lab.py run --recipe {facts.recipe} --run small {SMALLER}",
+        f"python lab.py run --recipe {facts.recipe} --run small {SMALLER_BATCHES}",
     )
 
 

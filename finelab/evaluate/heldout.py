@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finelab.data import IGNORE
+from finelab.train.memory import SCORED_AT_ONCE
 
 if TYPE_CHECKING:
     import torch
 
 TokenLosses = list[NDArray[np.float32]]
 BATCH_TOKENS = 1024  # padding included; on a CPU 512 take 0.95 of the time, 2,048 take 1.04
-SCORED_AT_ONCE = 256  # positions whose logits are held in float32
 
 
 def base_and_tuned(model: Any, rows: Any, what: str = "held-out rows") -> tuple[TokenLosses, TokenLosses]:

@@ -7,7 +7,7 @@ label, and every operation on its own pass through memory. Here nothing is compu
   a system prompt, is there once (documents.py);
 - a frozen weight and its adapter are one matrix product: [x, xA'] [W, sB]', and back [dy, dy sB] [W; A];
 - queries, keys and values are one product, gate and up another;
-- attention goes by blocks of BLOCK queries, so that what lies in the future is skipped, not masked;
+- attention goes by blocks of at most BLOCK queries, so that what lies in the future is skipped, not masked;
 - the head and its cross-entropy see labelled positions only, and give the gradient in the same pass.
 
 `install` puts it in the place of the model's forward where a loss is asked for: in training, and, without
@@ -33,8 +33,7 @@ from finelab.machine import KEPT, Profile, keep_freed_memory
 from finelab.train.documents import BLOCK, ROWS, Batch
 
 SLAB = 1 << 26  # bytes: a tensor of 2,048 rows takes at most a fifth of one
-CHUNK = 512  # labelled rows in one product with the head: 64 take 1.9 times as long
-PIECE = 16  # of them at once in float32: 3 MB of 49,152 scores stay in the processor's cache
+PIECE = 16  # rows of scores at once in float32: 3 MB of 49,152 scores stay in the processor's cache
 ROPE = ("default", "llama3", "linear")  # those whose frequencies do not depend on the batch
 
 
@@ -391,11 +390,11 @@ class Llama:
         out[batch.end :] = 0
         probabilities = []
         for begin, end, first, after in batch.blocks():
-            scores = q[:, begin * self.group : end * self.group] @ keys[:, :, first:after]
+            scores = torch.bmm(q[:, begin * self.group : end * self.group], keys[:, :, first:after])
             scores[:, :, begin - end :] += self.mask[: (end - begin) * self.group, : end - begin]
             p = self.slabs.empty(*scores.shape, dtype=self.dtype)
             torch.softmax(scores, -1, out=p)
-            by_head[:, begin:end] = (p @ v[:, first:after]).unflatten(1, (-1, self.group))
+            by_head[:, begin:end] = torch.bmm(p, v[:, first:after]).unflatten(1, (-1, self.group))
             probabilities.append(p)
         return probabilities
 
@@ -422,11 +421,11 @@ class Llama:
         dqk[batch.end :] = 0
         for (begin, end, first, after), p in zip(batch.blocks(), probabilities, strict=True):
             block = slice(begin * self.group, end * self.group)
-            dv[:, first:after] += p.transpose(1, 2) @ d[:, block]
-            dp = d[:, block] @ values[:, :, first:after]
+            dv[:, first:after] += torch.bmm(p.transpose(1, 2), d[:, block])
+            dp = torch.bmm(d[:, block], values[:, :, first:after])
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
-            dq[:, begin:end] = (ds @ k[:, first:after]).unflatten(1, (-1, self.group))
-            dk[:, first:after] += ds.transpose(1, 2) @ q[:, block]
+            dq[:, begin:end] = torch.bmm(ds, k[:, first:after]).unflatten(1, (-1, self.group))
+            dk[:, first:after] += torch.bmm(ds.transpose(1, 2), q[:, block])
         dk, dv = batch.by_row(both.permute(2, 0, 1, 3)).unbind(1)
         dqk[:, queries:] = dk
         heads = outputs.unflatten(1, (-1, self.head_dim))
@@ -450,10 +449,13 @@ class Llama:
 
     def cross_entropies(self, unit: Tensor, targets: Tensor, gradient: Tensor | None = None) -> Tensor:
         """The sum over the rows of `unit`; its gradient by the normed rows goes into `gradient`."""
-        hidden, loss = unit * self.norm, torch.zeros((), dtype=torch.float64)
-        for begin in range(0, len(targets), CHUNK):
-            chunk = slice(begin, begin + CHUNK)
-            scores = hidden[chunk] @ self.head.T
+        loss, vocabulary = torch.zeros((), dtype=torch.float64), len(self.head)
+        most = max(SLAB // (vocabulary * self.dtype.itemsize) // ROWS, 1) * ROWS
+        room = self.slabs.empty(min(most, len(unit)), vocabulary, dtype=self.dtype)
+        for begin in range(0, len(targets), most):
+            chunk = slice(begin, begin + most)
+            hidden = unit[chunk] * self.norm
+            scores = torch.mm(hidden, self.head.T, out=room[: len(hidden)])
             for piece, labels in zip(scores.split(PIECE), targets[chunk].split(PIECE), strict=False):
                 loss += cross_entropy(piece[: len(labels)], labels)
             if gradient is not None:
