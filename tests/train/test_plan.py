@@ -414,7 +414,7 @@ def test_the_table_says_how_much_and_how_long(preset, profile):
     seconds = 3 * 0.5 + 0.01 * work.padded_tokens
     assert plan.predicted["seconds"] == pytest.approx(seconds, abs=0.01)
     assert plan.predicted["tokens_per_s"] == pytest.approx(340 / seconds, abs=0.01)
-    adam, a_shape = 8 * 4_884_480, 1.2 * 28_608 * work.padded_tokens / 3
+    adam, a_shape = 8 * 4_884_480, 0.5 * 28_608 * work.padded_tokens / 3
     assert plan.predicted["peak_memory_bytes"] == round(1_500_000_000 + adam + a_shape)
     said = text_of(plan)
     assert "steps: 1\ntrained tokens: 140 of 340\n" in said
@@ -498,7 +498,7 @@ def test_earlier_runs_give_this_machine_its_pace(ledger_here, preset, profile):
     assert plan.predicted["seconds"] == pytest.approx(0.01 * plan.predicted["padded_tokens"])
     gaps = plan.predicted["peak_memory_bytes"] - sum(plan.memory.values())
     per_batch = plan.predicted["padded_tokens"] / 3  # three batches, one epoch
-    assert gaps == pytest.approx(2 * 1.2 * 28_608 * per_batch, rel=0.01)  # three shapes, one was met
+    assert gaps == pytest.approx(2 * 0.5 * 28_608 * per_batch, rel=0.01)  # three shapes, one was met
     assert "time: 1 earlier run on this machine" in text_of(plan)
 
 
