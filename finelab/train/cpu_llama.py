@@ -448,7 +448,10 @@ class Llama:
         return unit, rms_norm(rows, self.eps, out=unit[: len(rows)])
 
     def cross_entropies(self, unit: Tensor, targets: Tensor, gradient: Tensor | None = None) -> Tensor:
-        """The sum over the rows of `unit`; its gradient by the normed rows goes into `gradient`."""
+        """The sum over the rows of `unit`; its gradient by the normed rows goes into `gradient`.
+
+        A slab of scores is there at once: in bfloat16 256 rows take 1.05 times as long as 512, 64 take 1.4.
+        """
         loss, vocabulary = torch.zeros((), dtype=torch.float64), len(self.head)
         most = max(SLAB // (vocabulary * self.dtype.itemsize) // ROWS, 1) * ROWS
         room = self.slabs.empty(min(most, len(unit)), vocabulary, dtype=self.dtype)
