@@ -70,7 +70,8 @@ class Work:
         """The pieces with their choice's number until all are finished; None after a long silence."""
         while any(choice.finish is None for choice in self.choices):
             try:
-                index, piece = await asyncio.wait_for(self._came.get(), KEEP_ALIVE)
+                async with asyncio.timeout(KEEP_ALIVE):  # wait_for of Python 3.11 may forget a cancellation
+                    index, piece = await self._came.get()
             except TimeoutError:
                 yield None
                 continue

@@ -30,8 +30,10 @@ def test_on_a_low_screen_the_whole_page_scrolls_and_follows_the_answer(chat, ser
     chat.wait_for_function("document.documentElement.scrollTop > 300")
     expect(chat.get_by_role("button", name="Stop")).to_be_in_viewport()
     expect(chat.get_by_text("A small language model often errs.")).to_be_hidden()
-    chat.evaluate("document.documentElement.scrollTop = 0")
-    chat.wait_for_function("document.documentElement.scrollTop === 0")
+    chat.evaluate("""() => new Promise((heard) => {
+        document.addEventListener("scroll", heard, { once: true, capture: true });
+        document.documentElement.scrollTop = 0;
+    })""")  # the page has heard of it too: the browser tells of a scroll with its next frame
     held.more.set()
     ended(chat)
     assert chat.evaluate("document.documentElement.scrollTop") == 0  # who has scrolled away is left there
