@@ -14,7 +14,7 @@ from tests import tiny
 
 @pytest.mark.parametrize("turns", range(6))
 def test_a_client_that_goes_while_a_piece_comes_ends_its_work(turns):
-    """asyncio.wait_for of Python 3.11 gives the piece and forgets the cancellation: the work waited for ever."""
+    """asyncio.wait_for of Python 3.11 gives the piece and forgets the cancellation: the work never ended."""
     engine = Engine(tiny.base_model(), tiny.tokenizer())
     choice = Choice(Answer("base", [1], Sampling(), max_tokens=9))
 
