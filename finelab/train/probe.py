@@ -40,13 +40,16 @@ class Probe:
 
 
 def probe(
-    trainer: Any, batches: Sequence[Sequence[int]], lengths: Sequence[int], limit_s: float = 12.0
+    trainer: Any, batches: Sequence[Sequence[int]], lengths: Sequence[int], limit_s: float = 20.0
 ) -> Probe:
     """Time forward and backward of some of these batches (row numbers), through the trainer's own step.
 
     Weights, gradients, random states and the trainer's counters are afterwards what they were. It ends after
-    `limit_s` seconds, but not before FEWEST batches; all of different sizes, as a size met again is faster.
+    `limit_s` seconds, but not before FEWEST batches; all of different sizes, as the fit needs. On a shared
+    machine spells of 6 to 20 s were up to a fifth slower than the rest: a shorter probe may miss them all.
     """
+    from tqdm import tqdm
+
     flat = flattens(trainer)
     ordered = sorted(batches, key=lambda rows: positions([lengths[i] for i in rows], flat))
     shares = [*WARM_UP, *(i * GOLDEN % 1 for i in range(1, MOST + 1))]
@@ -54,10 +57,12 @@ def probe(
     loader = trainer.get_train_dataloader()
     timings: list[tuple[Batch, float]] = []
     began = time.monotonic()
-    with prepared(trainer) as model:
+    with prepared(trainer) as model, tqdm(desc="timing", total=len(picks), unit="batch", delay=2) as shown:
         for rows in picks:
             timings.append(_timed(trainer, model, loader, rows))
+            shown.update()
             if len(timings) >= len(WARM_UP) + FEWEST and time.monotonic() - began > limit_s:
+                shown.total = len(timings)
                 break
     shapes = {batch[:2] for batch, _ in timings}
     return Probe(timings[len(WARM_UP) :], machine.peak_memory_bytes(), len(shapes))
