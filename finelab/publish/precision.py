@@ -18,12 +18,16 @@ def stored_dtype(folder: Path) -> str:
 
 
 def measured_dtype(folder: Path, profile: Profile) -> str:
-    """The dtype in which a merged model is loaded to be measured: its own.
+    """The dtype in which a merged model is loaded to be measured, so that no weight is rounded once more.
 
-    A card takes the machine's 16 bit in place of float32, and of a bfloat16 that it does not have.
+    On a CPU float32, which holds any: where the processor has bfloat16 Unsloth loads a float16 file in that,
+    whatever it is asked. A card takes the file's own; its 16 bit in place of float32, and of a bfloat16 that
+    it does not have.
     """
+    if profile.device != "cuda":
+        return "float32"
     stored = stored_dtype(folder)
-    return str(profile.merge_dtype) if profile.device == "cuda" and stored != "float16" else stored
+    return stored if stored == "float16" else str(profile.merge_dtype)
 
 
 def require_finite(folder: Path, ids: Sequence[int], device: str) -> None:
