@@ -120,7 +120,8 @@ def row_counts(chosen: Recipe, run: Run | None) -> tuple[tuple[list[int], list[i
         cut = [(min(row, longest), trained * min(row, longest) // row) for row, trained in counted]
         return ([row for row, _ in cut], [trained for _, trained in cut]), f"rows: those of run {run.name}"
     known = finetome()
-    rows = chosen.data.limit or (known["rows"] if known["source"] in chosen.data.sources[0] else 0)
+    there = known["rows"] if known["source"] in chosen.data.sources[0] else 0
+    rows = min(filter(None, (chosen.data.limit, there)), default=0)
     if not rows:
         raise LabError(
             f"the token lengths of {', '.join(chosen.data.sources)} are not known before notebook 01_data "

@@ -24,8 +24,8 @@ from finelab.errors import LabError
 from finelab.recipe import Recipe
 from finelab.train import cards
 from finelab.train.memory import ALLOCATOR, SHAPES, ModelShape, Setting, memory, setting_of, shape_of
-from finelab.train.plan import duration, gigabytes
-from finelab.train.workload import schedule_of, share_of, workload
+from finelab.train.plan import duration, gigabytes, workload_of
+from finelab.train.workload import share_of
 
 TABLES = Path(__file__).parent / "clusters.toml"
 MOST = 64  # GPUs that a plan is made for
@@ -251,7 +251,7 @@ def plan_on_cluster(
     """
     shared, accumulation = recipe_of_gpu(recipe, cluster.gpus)
     shape = shape_of(recipe.model.model_name)
-    work = workload(*counts, schedule_of(shared, padding_free=False))
+    work = workload_of(shared, counts, padding_free=False)
     setting = setting_of(shared, machine.decide(cluster.card.hardware, shared), *work.largest)
     rows = sum(batch.rows for batch in work.batches)
     recomputed = 1.0 if setting.use_gradient_checkpointing else 0.0

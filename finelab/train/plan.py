@@ -372,7 +372,7 @@ def plan_on_cards(
     basis: Sequence[str] = (),
 ) -> list[Plan]:
     """The plan on each of several cards, whose batches are the same and are formed once."""
-    shape, work = shape_of(recipe.model.model_name), _work(recipe, counts, padding_free=False)
+    shape, work = shape_of(recipe.model.model_name), workload_of(recipe, counts, padding_free=False)
     limit = ["nothing like it was measured: the time is the least, not the likely one"]
     plans = []
     for card in several:
@@ -390,11 +390,11 @@ def plan_here(
     earlier, rate = ledger.correction(ledger.machine_key(recipe, profile)), None
     if earlier.seconds_per_token:
         rate = Rate(0, earlier.seconds_per_token, 0, LEDGER_BAND, earlier.source)
-    work = _work(recipe, counts, padding_free=True)
+    work = workload_of(recipe, counts, padding_free=True)
     return make_plan(recipe, profile, shape_of(recipe.model.model_name), work, rate, basis=basis)
 
 
-def _work(recipe: Recipe, counts: tuple[list[int], list[int]], padding_free: bool) -> Workload:
+def workload_of(recipe: Recipe, counts: tuple[list[int], list[int]], padding_free: bool) -> Workload:
     """The workload of rows that are not made yet; packed ones all carry the mean share of trained tokens."""
     lengths, trained = counts
     if recipe.training.packing:

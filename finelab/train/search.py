@@ -22,7 +22,7 @@ from finelab.train.batches import batching
 
 MARGIN = 1.03  # by so much a setting has to be faster, twice, to replace another
 LOSS_TOLERANCE = 0.01  # nats per trained token; bf16 alone moves the loss by up to 0.006
-TOKENS_TOLERANCE = 0.15  # by which packed rows may change the tokens of an optimizer step
+TOKENS_TOLERANCE = 0.05  # by which packed rows may change the tokens of an optimizer step
 LEAST_S, MOST_S, SHARE = 25.0, 300.0, 0.03  # a tuning may take 3 % of its run, within these bounds
 
 

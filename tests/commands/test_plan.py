@@ -118,6 +118,12 @@ def test_rows_nobody_has_seen_are_not_made_up(lab):
     assert "rows: 352, as long as FineTome's" in lab("--recipe", "smollm2-135m", "--set", "data.limit=400")
 
 
+def test_a_limit_beyond_the_data_makes_no_rows(lab):
+    asked = ("--recipe", "llama-3.2-1b", "--gpu", "t4")
+    (rows,) = [line for line in lab(*asked).splitlines() if "rows: " in line]
+    assert rows in lab(*asked, "--set", "data.limit=500000")
+
+
 def test_the_cards_are_listed_with_what_is_known_of_them(lab):
     said = lab("--gpu", "list")
     assert "rtx-2060s GeForce RTX 2060 SUPER, 8 GiB, 57.4 TFLOP/s; measured: Llama-3.2-1B, " in said

@@ -112,6 +112,13 @@ def test_copies_exchange_next_to_nothing():
     assert plan.exchanging_s < 0.02 * plan.computing_s
 
 
+def test_packed_rows_are_fewer_on_several_gpus_too():
+    packed = chosen("Llama-3.2-1B", "training.packing=true")
+    alone = plan_on_card(packed, cards()["a100-80gb"], COUNTS)
+    two = plan_on_cluster(packed, cluster_of(cards()["a100-80gb"], 2, False), COUNTS)
+    assert two.steps == alone.predicted["steps"]
+
+
 def test_several_cards_take_their_share_of_one_cards_time():
     small = chosen("Llama-3.2-1B", four_bit=True)
     alone = plan_on_card(small, cards()["t4"], COUNTS)

@@ -148,6 +148,13 @@ def test_packing_that_would_change_the_effective_batch_is_not_tried():
     assert (left.verdict, left.tokens_per_step) == ("not tried: another effective batch", 2000)
 
 
+def test_packed_rows_may_change_the_tokens_of_a_step_by_a_twentieth():
+    for mean_packed, packs in ((1040, True), (1080, False)):  # four rows in the place of 8 of 500
+        on = Machine(lambda setting: 200 if setting.packing else 100)
+        data = Rows(mean=500, mean_packed=mean_packed, run_tokens=1e5)
+        assert search(on, data=data).packing is packs
+
+
 def test_a_sequential_recipe_is_not_shuffled():
     start = dataclasses.replace(START, train_sampling_strategy="sequential")
     on = Machine(lambda setting: 100, padding=0.4)
