@@ -4,10 +4,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from finelab import recipe
 from finelab.embedded.model import embedded_model
 from finelab.run import create_run
+
+# A busy machine holds any example up for longer than Hypothesis's 0.2 s now and then.
+settings.register_profile(
+    "lab", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("lab")
 
 WORKER_BYTES = 6 * 2**30  # the most that one test and its children have taken is 4 GB
 

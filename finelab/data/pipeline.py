@@ -79,6 +79,7 @@ def prepare(recipe: Recipe, tokenizer: Any, workers: int = 1) -> Prepared:
     folder = cache_folder() / "data" / cache_key(recipe, sources, tokenizer)
     with _working(folder) as work:
         if folder.exists():
+            os.utime(folder)  # the newest, which no other process forgets now
             print(f"nothing changed since these rows were prepared before: taken from {folder}")
             return Prepared(folder, sources)
         if work.exists():
@@ -316,8 +317,13 @@ def _leaks(
 
 def _forget_old(folder: Path) -> None:
     """Keep the newest prepared data sets, and those of the last days that were stopped on the way."""
-    made = sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda p: p.stat().st_mtime)
-    stopped = [path for path in folder.glob(".*") if time.time() - path.stat().st_mtime > KEPT_UNFINISHED_S]
+    written = {}
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process has just taken it away
+            written[path] = path.stat().st_mtime
+    made = sorted((path for path in written if path.name[0] != "."), key=written.__getitem__)
+    long_ago = time.time() - KEPT_UNFINISHED_S
+    stopped = [path for path, at in written.items() if path.name[0] == "." and at < long_ago]
     for path in made[:-KEPT]:
         hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # what has no dot is whole
         with contextlib.suppress(OSError):  # what another program holds open goes next time

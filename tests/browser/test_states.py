@@ -196,6 +196,7 @@ def test_what_is_left_out_is_remembered_and_ends_with_the_turns_it_was_about(cha
     ask(chat, "second")
     state(chat).get_by_role("button", name="Leave out the oldest turn").click()
     expect(chat.locator(".reply .body").last).to_have_text("Two.")
+    ended(chat)  # it is kept from then on
     chat.reload()
     chat.get_by_role("button", name="Chats", exact=True).click()
     chat.get_by_role("button", name="first", exact=False).first.click()
@@ -364,8 +365,10 @@ def test_two_tabs_that_answer_at_once_part_and_keep_both(chat, other_tab, server
     server.replies.append(held)
     ask(chat, "mine")
     expect(chat.locator(".reply .body").last).to_have_text("one")
+    chat.evaluate("() => { window.told = new Promise((told) => addEventListener('storage', told)); }")
     ask(other_tab, "yours")
     ended(other_tab)
+    chat.evaluate("() => window.told.then(() => true)")  # before its own answer ends
     held.more.set()
     ended(chat)
     [mine] = [each["turns"] for each in kept(chat) if each["turns"][-1]["prompt"] == "mine"]

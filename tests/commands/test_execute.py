@@ -60,7 +60,7 @@ def test_progress_lines_are_shown_from_streams_and_displays(attempt, write_noteb
     for line in ("step 1/3  loss 2.0", "step 2/3  loss 1.5", "step 3/3  loss 1.2"):
         assert line in shown
     assert "loading" not in shown
-    assert "03_train: done in 0:0" in shown
+    assert "03_train: done in " in shown
 
 
 def test_a_lab_error_keeps_its_sentence(attempt, write_notebook, tmp_path):
@@ -132,8 +132,8 @@ except KeyboardInterrupt:
 """
 WAITS = """
 import os, pathlib, signal, time
-print("step", os.getpid(), flush=True)
 try:
+    print("step", os.getpid(), flush=True)
     while True:
         time.sleep(0.1)
 except KeyboardInterrupt:

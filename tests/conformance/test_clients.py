@@ -157,7 +157,7 @@ def test_the_queue_is_first_come_first_served(small):
         wait_for(lambda: load_of(small) == (1, 0))
         for number in (1, 2, 3):
             pool.submit(ask, number)
-            wait_for(lambda number=number: sum(load_of(small)) + len(ended) > number)
+            wait_for(lambda number=number: len(ended) + sum(load_of(small)) > number)
         wait_for(lambda: len(ended) == 3)
     assert ended == [1, 2, 3]
 

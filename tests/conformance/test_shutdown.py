@@ -34,10 +34,11 @@ def test_a_stopping_server_finishes_what_it_took(server):
     """A stream, and one that waits behind it, are answered; a new request is not; then it ends with 0."""
     address = server.address
     whole = {**LONG, "max_tokens": 600}
+    longer = {**LONG, "max_tokens": 2000}  # it still runs when the other one waits behind it
     with ThreadPoolExecutor() as pool, address.http() as kept, closing(address.connection()) as stream:
         kept.get("/health")
         headers = {"Content-Type": "application/json"}
-        stream.request("POST", "/v1/completions", json.dumps(whole | {"stream": True}), headers)
+        stream.request("POST", "/v1/completions", json.dumps(longer | {"stream": True}), headers)
         response = stream.getresponse()
         waiting = pool.submit(httpx.post, f"{address.url}/v1/completions", json=whole, timeout=60)
         wait_for(lambda: load_of(address) == (1, 1))

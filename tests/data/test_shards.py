@@ -1,6 +1,7 @@
 """The data stage in shards: the same rows as in one piece, and after a kill no more than one shard again."""
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -117,6 +118,7 @@ def test_reading_a_split_and_counting_its_tokens_loads_no_rows(
 ):
     monkeypatch.setattr(shards, "SHARD", 250)
     data.save(run, data.prepare(chosen(preset, write_rows(synthetic(1000))), tokenizer))
+    gc.collect()
     before = pa.total_allocated_bytes()
     rows = data.load_split(run, "train")
     assert len(rows.cache_files) > 3
