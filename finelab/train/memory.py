@@ -27,6 +27,8 @@ CUDA_LAYER = 48  # bytes per token and hidden unit while one layer is recomputed
 SCORED_AT_ONCE = 256  # positions whose logits `evaluate.token_nll` holds in fp32, with their log-softmax
 CUDA_LOGIT_ROWS = 2048  # rows of fp32 logits that are alive at once [zoo]
 CPU_LOGITS = 16 * 2**20  # elements of a chunk of logits in Unsloth's CPU loss
+BLOCK, SLAB = 192, 2**26  # of the step by hand: keys at whose multiples blocks end, bytes of scores
+SLACK = 1.06  # of the step by hand: its slabs are not quite full
 CPU_GAP = 0.5  # layers' saved activations that a new batch shape leaves in memory; 0.42 to 0.47 measured
 MOST_SHAPES = 64  # over so many shapes; oneDNN keeps 1,024 kernels at most
 STREAMED_MERGE = 250_000_000  # the interpreter; measured: 0.26 GB in all for 135M, 0.28 GB for 1B
@@ -135,7 +137,10 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
 
 @dataclass(frozen=True)
 class Setting:
-    """What memory depends on besides the shape; `length` is the longest padded row in tokens."""
+    """What memory depends on besides the shape; `length` is the longest padded row in tokens.
+
+    `fast_cpu_step` is the step by hand of `cpu_llama.py`, which is not taken with checkpointing.
+    """
 
     r: int
     target_modules: tuple[str, ...]
@@ -145,6 +150,12 @@ class Setting:
     optimizer_bytes: int
     use_gradient_checkpointing: str | bool
     device: str
+    fast_cpu_step: bool = False
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the step by hand is taken."""
+        return self.fast_cpu_step and not self.use_gradient_checkpointing
 
 
 def setting_of(recipe: Recipe, profile: Profile, batch_size: int, length: int) -> Setting:
@@ -160,6 +171,7 @@ def setting_of(recipe: Recipe, profile: Profile, batch_size: int, length: int) -
         optimizer_bytes=2 if small else 8,
         use_gradient_checkpointing=profile.use_gradient_checkpointing,
         device=profile.device,
+        fast_cpu_step=bool(profile.fast_cpu_step),
     )
 
 
@@ -184,7 +196,7 @@ def memory(shape: ModelShape, setting: Setting) -> dict[str, int]:
     cuda = setting.device == "cuda"
     slack = ALLOCATOR if cuda else 1
     return {
-        "weights": round(_weight_bytes(shape, setting.weight_bits) * slack),
+        "weights": round(_weight_bytes(shape, setting.weight_bits) * slack) + _laid_out(shape, setting),
         "adapter": round(4 * adapter * slack),
         "gradients": 4 * adapter,
         "optimizer": setting.optimizer_bytes * adapter,
@@ -217,8 +229,16 @@ def _weight_bytes(shape: ModelShape, bits: int) -> int:
     return (shape.body + shape.others) * bits // 8
 
 
+def _laid_out(shape: ModelShape, setting: Setting) -> int:
+    """The step by hand computes from a copy of the projections, with the adapters in it."""
+    adapter = shape.adapter(setting.r, setting.target_modules)
+    return (shape.body + adapter) * setting.weight_bits // 8 if setting.by_hand else 0
+
+
 def _activations(shape: ModelShape, setting: Setting) -> int:
     """Bytes per token: one layer that is being computed, and what is kept for all of them."""
+    if setting.by_hand:
+        return round(SLACK * (shape.num_hidden_layers + 1) * saved_by_hand(shape, setting))
     inputs = 2 * shape.hidden_size
     if not setting.use_gradient_checkpointing:
         return shape.num_hidden_layers * _saved_by_layer(shape, setting.weight_bits)
@@ -238,8 +258,21 @@ def _saved_by_layer(shape: ModelShape, bits: int) -> int:
     return 27 * shape.hidden_size + 8 * shape.intermediate_size + 4 * keys
 
 
+def saved_by_hand(shape: ModelShape, setting: Setting) -> int:
+    """Bytes per token that a layer of the step by hand keeps: its inputs, and attention's weights by block.
+
+    The adapters' few columns and the norms' scales are left out.
+    """
+    queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    inputs = 2 * shape.hidden_size + 2 * queries + 2 * keys + 4 * shape.intermediate_size
+    weights = shape.num_attention_heads * (setting.length + BLOCK) // 2
+    return (inputs + weights) * setting.weight_bits // 8
+
+
 def _logits(shape: ModelShape, setting: Setting) -> int:
     tokens = setting.batch_size * setting.length
+    if setting.by_hand:
+        return min(tokens * shape.vocab_size * setting.weight_bits // 8, SLAB)
     if setting.device == "cuda":
         return 4 * min(tokens, CUDA_LOGIT_ROWS) * shape.vocab_size
     return 3 * 4 * min(tokens * shape.vocab_size, CPU_LOGITS)  # logits, softmax and a copy in 16 bit

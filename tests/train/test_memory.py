@@ -7,7 +7,10 @@ import pytest
 
 from finelab import LabError, machine, recipe
 from finelab.adapter import count_parameters
+from finelab.train.cpu_llama import Llama
+from finelab.train.documents import Batch
 from finelab.train.memory import (
+    BLOCK,
     SHAPES,
     ModelShape,
     Setting,
@@ -17,6 +20,7 @@ from finelab.train.memory import (
     memory,
     merge_memory,
     nearest_fit,
+    saved_by_hand,
     setting_of,
     shape_from_config,
     shape_memory,
@@ -199,6 +203,39 @@ def test_more_batch_shapes_take_memory_where_kernels_are_built_for_each():
     assert 10e6 < taken[2] < 40e6
     assert shape_memory(shape, change(device="cpu", weight_bits=32), 10, 700) == 0
     assert shape_memory(shape, change(weight_bits=16), 10, 700) == 0
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_what_the_step_by_hand_keeps_is_what_its_layers_give_for_their_backward(bits):
+    import torch
+
+    dtype, length = {16: torch.bfloat16, 32: torch.float32}[bits], BLOCK
+    model = with_adapter(base_model(num_key_value_heads=1), r=1, target_modules=["q_proj"])
+    llama = Llama(model.get_base_model(), dtype)
+    ids = torch.arange(length)[None] % 50
+    batch = Batch.of(ids, ids, None, torch.arange(length)[None])
+    x, angles = llama.begin(batch)
+    saved = llama.layer(llama.layers[0], x, angles, batch)
+    tensors = [part for each in saved for part in (each if isinstance(each, list) else [each])]
+    shape = shape_from_config(model.config.to_dict())
+    setting = change(device="cpu", weight_bits=bits, length=length, r=1, target_modules=("q_proj",))
+    size = sum(each.numel() * each.element_size() for each in tensors)
+    assert size / length == pytest.approx(
+        saved_by_hand(shape, setting), rel=0.03
+    )  # a column of A, two scales
+
+
+def test_checkpointing_goes_without_the_step_by_hand_and_takes_less():
+    shape, start = SHAPES["Llama-3.2-1B"], change(device="cpu", weight_bits=16, fast_cpu_step=True)
+    kept, recomputed = (
+        memory(shape, dataclasses.replace(start, use_gradient_checkpointing=each)) for each in (False, True)
+    )
+    assert kept["weights"] > 1.7 * recomputed["weights"]  # all but the embedding twice
+    assert kept["activations"] > 5 * recomputed["activations"]
+    # what a step of 135M added to its process, for 2,800 tokens in rows of 350
+    step = change(device="cpu", weight_bits=16, batch_size=8, length=350, fast_cpu_step=True)
+    parts = memory(SHAPES["SmolLM2-135M"], dataclasses.replace(step, use_gradient_checkpointing=False))
+    assert parts["activations"] + parts["logits"] == pytest.approx(2.16e9, rel=0.1)
 
 
 BIG = change(batch_size=8, weight_bits=16)
