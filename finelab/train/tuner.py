@@ -108,12 +108,19 @@ def recorded(run: Run, profile: Profile, begun: bool) -> Tuned | None:
     """The setting in the run's evidence, if it is readable and, unless training has begun, of this place.
 
     In another dtype than it was measured in it takes this machine's autocast, which the checkpoint's
-    fingerprint then names as a change.
+    fingerprint then names as a change. LabError when training has begun and the recipe now asks for another
+    batch: the setting would hide that.
     """
     kept, here = run.evidence().get("tuning", {}), _place(run, profile)
     tuned, place = read(kept), kept.get("measured_on", here)
     if tuned is None or not (begun or place == here):
         return None
+    for name, now in _asked(run.recipe).items():
+        if (then := place.get(name, now)) != now:
+            raise LabError(
+                f"run {run.name!r}: its training began with {name} = {then}, and recipe.toml now says {now}; "
+                "put that back, or make a new run with --run NAME and --set."
+            )
     same_dtype = place["dtype"] == here["dtype"]
     return tuned if same_dtype else dataclasses.replace(tuned, bf16=bool(profile.bf16))
 
@@ -121,7 +128,20 @@ def recorded(run: Run, profile: Profile, begun: bool) -> Tuned | None:
 def _place(run: Run, profile: Profile) -> dict[str, Any]:
     """What a tuning's numbers hold for."""
     data = run.evidence().get("data", {}).get("sha256")
-    return {"machine": profile.hardware.name, "dtype": profile.dtype, "data": data}
+    return {"machine": profile.hardware.name, "dtype": profile.dtype, "data": data, **_asked(run.recipe)}
+
+
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """What of the recipe the tuner keeps or starts from."""
+    training = recipe.training
+    return {
+        "rows of an optimizer step": (
+            training.per_device_train_batch_size * training.gradient_accumulation_steps
+        ),
+        "training.packing": training.packing,
+        "training.train_sampling_strategy": training.train_sampling_strategy,
+        "model.max_seq_length": recipe.model.max_seq_length,
+    }
 
 
 def setting_of(recipe: Recipe, profile: Profile) -> Setting:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from finelab import LabError, machine, recipe
+from finelab.run import open_run
 from finelab.train import Session
 from finelab.train.memory import SHAPES
 from finelab.train.probe import prepared
@@ -73,6 +74,18 @@ def test_a_tuning_holds_for_its_machine_and_data_until_training_has_begun(run, p
     assert begun == dataclasses.replace(tuned, bf16=False)  # the other machine has no bfloat16
     run.record("data", {"sha256": "b"})
     assert recorded(run, profile, begun=False) is None
+
+
+def test_a_recipe_that_was_edited_since_is_not_passed_over(run, profile):
+    tuned = search(Machine(lambda setting: 100 * setting.per_device_train_batch_size))
+    keep(run, profile, tuned)
+    path = run.folder / "recipe.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("accumulation_steps = 4", "accumulation_steps = 16"), encoding="utf-8")
+    edited = open_run(run.folder)
+    assert recorded(edited, profile, begun=False) is None
+    with pytest.raises(LabError, match=r"optimizer step = 8, and recipe\.toml now says 32; put that back"):
+        recorded(edited, profile, begun=True)
 
 
 def test_without_tuning_the_recipe_is_the_setting(tmp_path, preset, profile):
