@@ -55,7 +55,7 @@ def execute(notebook: Path, run_folder: Path, copy: Path, progress: Progress) ->
         write_text(failed, nbformat.writes(content))
         if client.stopping:
             raise KeyboardInterrupt from error
-        _explain(error, notebook.stem, client.cell_number, failed)
+        _explain(error, run_folder.name, notebook.stem, client.cell_number, failed)
     write_text(copy, nbformat.writes(content))
     failed.unlink(missing_ok=True)
     if client.stopping:
@@ -138,17 +138,18 @@ class Client(NotebookClient):  # type: ignore[misc]
         self.stopping = True
 
 
-def _less_memory(stage: str) -> str:
+def _less_memory(stage: str, run: str) -> str:
     """What helps a stage whose memory ran out; a batch is of the training alone."""
     if stage == "03_train":
         return f"close other programs, or take smaller batches ({SMALLER_BATCHES}) under another --run NAME"
     return (
         "close other programs and run the same command again, which keeps what was trained; where it was a "
-        "card's memory, CUDA_VISIBLE_DEVICES=-1 does this stage on the processor"
+        "card's memory, set CUDA_VISIBLE_DEVICES=-1, which does the stage on the processor, and name the "
+        f"run: python lab.py run --run {run} --stages {stage.partition('_')[2]}"
     )
 
 
-def _explain(error: Exception, stage: str, cell: int, failed: Path) -> NoReturn:
+def _explain(error: Exception, run: str, stage: str, cell: int, failed: Path) -> NoReturn:
     if isinstance(error, DeadKernelError):
         raise LabError(
             f"{stage}: the kernel died in cell {cell}, most often for want of memory; close other "
@@ -169,6 +170,6 @@ def _explain(error: Exception, stage: str, cell: int, failed: Path) -> NoReturn:
             "CUDA_VISIBLE_DEVICES=-1 trains on the processor."
         ) from error
     if NO_MEMORY.search(f"{error.ename}: {error.evalue}"):
-        raise LabError(f"{stage}: not enough memory in cell {cell}; {_less_memory(stage)}.") from error
+        raise LabError(f"{stage}: not enough memory in cell {cell}; {_less_memory(stage, run)}.") from error
     tail = "\n".join(f"    {line}" for line in trace.strip().splitlines()[-SHOWN_LINES:])
     raise NotebookError(f"{stage}: cell {cell} failed:\n{tail}\nmore of it: {failed}") from error

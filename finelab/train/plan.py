@@ -165,8 +165,8 @@ class Plan:
         if self.publish_memory_bytes > self.memory_capacity_bytes:
             in_float32 = gigabytes(2 * self.disk["merged model"])
             text += (
-                "; too much: run notebook 04 without the card, with CUDA_VISIBLE_DEVICES=-1, which computes "
-                f"in float32 and takes about {in_float32} of main memory"
+                "; too much: run notebook 04 without the card, with CUDA_VISIBLE_DEVICES=-1 and "
+                f"--run NAME --stages publish, which takes about {in_float32} of main memory, in float32"
             )
         return [("to publish", text)]
 

@@ -15,7 +15,7 @@ EXECUTED = {
     "python lab.py run --run mine --data chats.jsonl": (
         "notebooks/test_own_data.py::test_a_users_file_is_read_as_far_as_it_is_whole"
     ),
-    "python lab.py run --run mine-small --data chats.jsonl --set data.limit=200": (
+    "python lab.py run --run small --data chats.jsonl --set data.limit=200 --set data.heldout_share=0.2": (
         "notebooks/test_own_data.py::test_a_users_file_is_read_as_far_as_it_is_whole"
     ),
     "python lab.py run --run mine --stages data": (
@@ -81,6 +81,7 @@ NOT_EXECUTED = {
     "python benchmarks/latency.py": "minutes; the tests see the same happen, without a clock",
     "python lab.py plan --recipe NAME --gpu CARD": "stands for the two above that are executed",
     "python lab.py run --recipe llama-3.2-3b": "needs an NVIDIA card and the Hub",
+    "CUDA_VISIBLE_DEVICES=-1 python lab.py run --run llama-3.2-3b --stages publish": "needs the Hub",
     "python lab.py run --run r64 --set lora.r=64 --set lora.use_rslora=true": "benchmarks/sweep.py trains it",
     "python lab.py run --run r64 --from publish": "tests/commands/test_run.py sets aside what it does again",
     "python lab.py test": "is what runs this",

@@ -456,7 +456,7 @@ def test_a_measured_card_gets_the_hours_that_were_measured(name, key, hours, fit
     "gib, said",
     [
         (8, "to publish: at least 7.55 GB of the card's memory, as it loads 16 bit\n"),
-        (6, "too much: run notebook 04 without the card, with CUDA_VISIBLE_DEVICES=-1, which computes"),
+        (6, "too much: run notebook 04 without the card, with CUDA_VISIBLE_DEVICES=-1 and --run NAME"),
     ],
 )
 def test_a_run_in_4_bit_is_told_what_publishing_will_need(gib, said):
