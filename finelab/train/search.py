@@ -130,8 +130,9 @@ class Search:
         """The best setting; LabError when none fits into the memory."""
         self._try(self.reference)
         self._climb(self.reference)
-        best = self.best or self._least()
-        self._group(best)
+        if self.best is None:
+            self._climb(self._least())
+        self._group(self._now)
         self._pack()
         if self._now.gradient_checkpointing and self.reference.gradient_checkpointing:
             self._try(dataclasses.replace(self._now, gradient_checkpointing=False))

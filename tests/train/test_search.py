@@ -106,6 +106,15 @@ def test_a_recipe_that_does_not_fit_is_cut_until_it_does():
     assert (last.per_device_train_batch_size, last.gradient_checkpointing) == (1, True)
 
 
+def test_larger_micro_batches_are_tried_where_only_checkpointing_fits():
+    on = Machine(
+        lambda setting: 100 * setting.per_device_train_batch_size,
+        fits=lambda setting: setting.gradient_checkpointing and setting.per_device_train_batch_size <= 4,
+    )
+    tuned = search(on)
+    assert (tuned.per_device_train_batch_size, tuned.gradient_checkpointing) == (4, True)
+
+
 def test_a_model_that_fits_in_no_way_is_told():
     with pytest.raises(LabError, match=r"one row at a time with checkpointing does not fit into 10\.0 GB"):
         search(Machine(lambda setting: 100, fits=lambda setting: False))
