@@ -9,6 +9,7 @@ itself, as long as no collator is passed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -131,6 +132,23 @@ def token_counts(rows: Any) -> tuple[list[int], list[int]]:
         lengths += sizes.tolist()
         trained += (before[ends] - before[ends - sizes]).tolist()
     return lengths, trained
+
+
+def rows_sha256(rows: Any) -> str:
+    """A hash of a `datasets.Dataset`'s tokens, labels and documents, in the order of its rows.
+
+    100,000 rows of 700 tokens take 0.7 s, and 1.5 s where they were shuffled and not written anew.
+    """
+    import pyarrow.compute as pc
+
+    digest = hashlib.sha256()
+    names = [name for name in ("input_ids", "labels", "seq_lengths") if name in rows.column_names]
+    for table in rows.select_columns(names).with_format("arrow").iter(batch_size=1000):
+        for name in names:
+            lists = table[name].combine_chunks()
+            for numbers in (pc.list_value_length(lists), lists.flatten()):
+                digest.update(numbers.to_numpy().astype(np.int32))  # of any width
+    return digest.hexdigest()
 
 
 def row_squares(rows: Any, lengths: Sequence[int]) -> list[int]:

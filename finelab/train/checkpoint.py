@@ -29,6 +29,7 @@ from finelab.machine import out_of_memory, versions
 from finelab.recipe import without_effect
 from finelab.run import Run
 from finelab.train import distributed
+from finelab.train.batches import rows_sha256
 
 MANIFEST = "finelab-manifest.json"
 REQUIRED = (
@@ -41,6 +42,18 @@ REQUIRED = (
 SHARDED = {"optimizer.pt": "optimizer.bin"}  # its name when it was put together from shards
 SECTIONS = ("model", "data", "lora", "training")
 ROWS_SHA256 = "rows_sha256"  # of the prepared rows; the sources' sha256 stays when the template changes
+HELD_SHA256 = "data.train_dataset_sha256"  # of the rows that the trainer holds, which a changed cell may pick
+ARGUMENTS = (  # of the trainer, which no recipe has and a changed cell may give
+    *("max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optim_target_modules"),
+    *("lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha", "loss_type"),
+    *("data_seed", "dataloader_drop_last"),
+)
+PRECISION = ("fp16", "bf16")  # the trainer's autocast
+LATER = {  # an older lab's checkpoint does not have them
+    *(f"data.{ROWS_SHA256}", HELD_SHA256),
+    *(f"training.{name}" for name in ARGUMENTS),
+    *(f"machine.{name}" for name in PRECISION),
+}
 DTYPES = ("device", "dtype", "load_in_4bit")
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "accelerate")
 # torch hides the system's reason behind its own two words for a short write; a full disk is the usual one
@@ -149,6 +162,7 @@ def fingerprint(run: Run, trainer: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"data.sha256": data.get("sha256")}
     if ROWS_SHA256 in data:
         found[f"data.{ROWS_SHA256}"] = data[ROWS_SHA256]
+    found[HELD_SHA256] = rows_sha256(distributed.shared_rows(trainer))
     unseen, model = without_effect(run.recipe), trainer.model
     # a changed cell counts, and what the tuner chose
     real = {"lora": model.peft_config[model.active_adapter], "training": trainer.args}
@@ -156,6 +170,7 @@ def fingerprint(run: Run, trainer: Any) -> dict[str, Any]:
         for key, value in dataclasses.asdict(getattr(run.recipe, section)).items():
             if key not in unseen:
                 found[f"{section}.{key}"] = getattr(real.get(section), key, value)
+    found |= {f"training.{name}": getattr(trainer.args, name, None) for name in ARGUMENTS}
     found["lora.target_modules"] = _adapted(model, run.recipe.lora.target_modules)
     # on a CPU the rows are packed before the trainer has them, and its own argument stays off
     found["training.packing"] |= "seq_lengths" in trainer.train_dataset[0]
@@ -165,6 +180,7 @@ def fingerprint(run: Run, trainer: Any) -> dict[str, Any]:
         found["training.sharded"] = True
     profile = evidence.get("machine", {}).get("profile", {})
     found |= {f"machine.{name}": profile.get(name) for name in DTYPES}
+    found |= {f"machine.{name}": getattr(trainer.args, name) for name in PRECISION}
     installed = versions() | {"accelerate": importlib.metadata.version("accelerate")}
     found |= {f"versions.{name}": installed.get(name) for name in PACKAGES}
     return dict(json.loads(json.dumps(found)))  # as a manifest gives it back: no tuple, no enum
@@ -184,8 +200,8 @@ def by_step(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """In what two fingerprints differ, as `name: old -> new`; an older lab did not hash the rows."""
-    names = [*old, *(name for name in new if name not in old and name != f"data.{ROWS_SHA256}")]
+    """In what two fingerprints differ, as `name: old -> new`; an older lab did not keep those in LATER."""
+    names = [*old, *(name for name in new if name not in old and name not in LATER)]
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)
     ]

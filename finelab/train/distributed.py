@@ -215,6 +215,12 @@ def share(trainer: Any) -> None:
         trainer.eval_dataset = concatenate_datasets([looked, *(filler(looked) for _ in range(missing))])
 
 
+def shared_rows(trainer: Any) -> Any:
+    """The rows that the ranks share: the trainer's, without the filler that `share` put behind them."""
+    rows = trainer.train_dataset
+    return rows.select(range(len(rows) - 1)) if world().size > 1 else rows
+
+
 class Order:
     """A sampler: an epoch's row numbers, then the filler's until their count is a multiple of `turn`."""
 

@@ -22,6 +22,7 @@ class Processing:
 
 def trainer_of(session, callbacks=(), rows=ROWS, model=None, collator=None, **args):
     """A trainer of 8 steps: two epochs of 16 rows, with dropout, so that the random states matter."""
+    from datasets import Dataset
     from transformers import DefaultDataCollator, PrinterCallback, Trainer, TrainingArguments
 
     gc.freeze()  # accelerate collects garbage at each start: 0.5 s over torch's modules
@@ -43,7 +44,7 @@ def trainer_of(session, callbacks=(), rows=ROWS, model=None, collator=None, **ar
     trainer = Trainer(
         model=model or with_adapter(base_model(), lora_dropout=0.1),
         args=TrainingArguments(**values | args),
-        train_dataset=rows,
+        train_dataset=Dataset.from_list(rows),
         eval_dataset=HELDOUT,
         data_collator=collator or DefaultDataCollator(),
         callbacks=[*session.callbacks(), *callbacks],

@@ -19,6 +19,7 @@ from finelab.train.batches import (
     flattens,
     packed,
     row_squares,
+    rows_sha256,
     training_rows,
 )
 from tests.tiny import base_model, with_adapter
@@ -187,6 +188,37 @@ def test_on_cuda_unsloth_flattens_and_packs():
 
 
 # The trainer
+
+
+def test_the_hash_of_rows_is_that_of_their_order_tokens_labels_and_documents():
+    from datasets import Dataset
+
+    rows = [{"input_ids": [3, 4, 5], "labels": [-100, 4, 5]}, {"input_ids": [6, 7], "labels": [6, 7]}]
+    made = dataset(rows)
+    others = [
+        made.select([1, 0]),
+        made.select([0]),
+        made.select([0, 1, 1]),
+        dataset([rows[0] | {"labels": [-100, -100, 5]}, rows[1]]),
+        dataset([rows[0], rows[1] | {"input_ids": [6, 8]}]),
+        dataset([{"input_ids": [3, 4], "labels": [-100, 4]}, {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}]),
+        Dataset.from_list([row | {"seq_lengths": [1, len(row["labels"]) - 1]} for row in rows]),
+    ]
+    hashes = {rows_sha256(each) for each in (made, *others)}
+    assert len(hashes) == 1 + len(others)
+
+
+def test_the_hash_of_rows_does_not_hang_on_how_they_are_kept():
+    from datasets import Dataset, concatenate_datasets
+
+    rows = [{"input_ids": [3 + i] * (1 + i % 4), "labels": [i] * (1 + i % 4)} for i in range(2500)]
+    made = dataset(rows)
+    wide = Dataset.from_list([{"name": str(i), **row} for i, row in enumerate(rows)])
+    pieces = concatenate_datasets([made.select(range(7)), made.select(range(7, 2500))])
+    picked = concatenate_datasets([made, made]).select([*range(2000), *range(4500, 5000)])
+    assert {rows_sha256(each) for each in (wide, pieces, picked, picked.flatten_indices())} == {
+        rows_sha256(made)
+    }
 
 
 @pytest.fixture

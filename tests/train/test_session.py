@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from finelab.files import sha256, write_json
 from finelab.recipe import override
 from finelab.run import ACCEPT_VARIABLE, Run, create_run
 from finelab.train import Session, watch
+from finelab.train.checkpoint import LATER, inspect, seal
 from finelab.train.probe import unchanged
 from tests.tiny import base_model, with_adapter
 from tests.train.sittings import ROWS, at_step, sit, trainer_of
@@ -344,6 +346,52 @@ def test_a_checkpoint_of_a_lab_that_did_not_hash_the_rows_goes_on(run):
     assert run.evidence()["training"]["resumes"]
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [*ROWS[4:], *ROWS[:4]],
+        ROWS[:15],
+        [ROWS[0] | {"labels": [-100, -100, 7, 9]}, *ROWS[1:]],
+        [*ROWS[:15], ROWS[15] | {"input_ids": [99, 5, 7, 9]}],
+    ],
+)
+def test_other_rows_in_the_trainer_are_named_and_refused(run, rows):
+    train(run, stop_at=3)
+    with pytest.raises(LabError, match=r"data\.train_dataset_sha256: '\w+' -> '\w+'"):
+        train(run, rows=rows)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        {"max_grad_norm": 0.3},
+        {"adam_beta1": 0.8},
+        {"adam_beta2": 0.95},
+        {"adam_epsilon": 1e-6},
+        {"label_smoothing_factor": 0.1},
+        {"neftune_noise_alpha": 5.0},
+        {"lr_scheduler_kwargs": {"num_cycles": 2}, "lr_scheduler_type": "cosine"},
+        {"dataloader_drop_last": True},
+        {"bf16": True},
+    ],
+)
+def test_a_changed_cell_of_the_arguments_is_named_and_refused(run, cell):
+    train(run, stop_at=3)
+    (name, value), *_ = cell.items()
+    with pytest.raises(LabError, match=rf"\.{name}: .* -> {re.escape(repr(value))}"):
+        train(run, **cell)
+
+
+def test_a_checkpoint_of_a_lab_that_kept_less_of_the_trainer_goes_on(run):
+    train(run, stop_at=3)
+    start = inspect(run.checkpoints / "checkpoint-3")
+    kept = {name: value for name, value in start.fingerprint.items() if name not in LATER}
+    assert kept != start.fingerprint
+    seal(start.folder, start.elapsed_s, kept, start.certificate, start.peak_memory_bytes)
+    train(run, max_grad_norm=0.3)
+    assert run.evidence()["training"]["resumes"] == [3]
+
+
 def test_packed_rows_are_another_training(run):
     train(run, stop_at=3)
     packed = [row | {"seq_lengths": [4]} for row in ROWS]
@@ -428,7 +476,7 @@ def test_other_versions_are_named(run, monkeypatch):
 def test_a_whole_checkpoint_is_there_at_every_moment_of_a_save(run):
     from transformers import TrainerCallback
 
-    from finelab.train.checkpoint import Checkpoint, inspect
+    from finelab.train.checkpoint import Checkpoint
 
     class Look(TrainerCallback):  # before the session's: the new one is written and not sealed
         def on_save(self, args, state, control, **kwargs):
