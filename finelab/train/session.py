@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from finelab.train.checkpoint import (
 )
 from finelab.train.curve import first_and_last
 from finelab.train.look import mean_over_tokens
-from finelab.train.stop import Stop
+from finelab.train.stop import Longest, Stop
 
 GO_ON = "run this notebook again, or the same lab.py command, to go on"
 ENVIRONMENT = ("versions.", "machine.")  # may differ when a finished run is only loaded
@@ -207,12 +208,15 @@ class Session:
         self.chain.check_model(model, optimizer)
         release_memory()  # the probe's and the base's evaluation
         self._began = time.monotonic()
-        self._stop.begin()
+        known = self._longest_before()
+        self._stop.begin(known)
+        if shortage := self._stop.shortage(self._planned_step_s()):
+            print(shortage)
         earlier = self.run.evidence().get("training", {}) if self._start else {}
         machines = [*earlier.get("machines", []), self._machine()]
         accepted = earlier.get("accepted_changes", [])
         begun = {"resumes": self.chain.resumes, "machines": machines, "accepted_changes": accepted}
-        self.run.record("training", begun | {"versions": versions()})
+        self.run.record("training", begun | {"versions": versions(), "longest": asdict(known)})
 
     def seal(self, step: int, model: Any) -> None:
         """Make the checkpoint that the trainer wrote count, and say so if it is the sitting's last."""
@@ -223,6 +227,7 @@ class Session:
             distributed.keep_random_states(folder)
             seal(folder, self.elapsed_s, self._fingerprint, certificate, self._peak_memory_bytes())
         self._stop.saved()
+        self.run.record("training", {"longest": asdict(self._stop.longest)})
         if self._stop.obeyed:
             print(f"Stopped, {self._stop.reason}: step {step} is saved; {GO_ON}.")
 
@@ -281,6 +286,17 @@ class Session:
     def _checkpoints(self) -> Path:
         """The checkpoints' folder as an error names it."""
         return Path(self.run.name, self.run.checkpoints.name)
+
+    def _longest_before(self) -> Longest:
+        """What earlier sittings on this machine took at most."""
+        earlier = self.run.evidence().get("training", {}) if self._start else {}
+        here = earlier.get("machines", [])[-1:] == [self._machine()]
+        return Longest(**earlier.get("longest", {})) if here else Longest()
+
+    def _planned_step_s(self) -> float:
+        """The plan's mean step before the first sitting; 0 without a plan, and later."""
+        planned = {} if self._start else self.run.evidence().get("plan", {}).get("predicted", {})
+        return float(planned.get("seconds", 0.0) / planned.get("steps", 1))
 
     def _machine(self) -> str:
         """This machine, as far as the evidence tells it from another one."""

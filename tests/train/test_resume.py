@@ -78,7 +78,7 @@ def test_after_signals_within_and_between_epochs(run, straight, number):
 
 
 def test_after_deadlines(run, straight, capsys):
-    short = type(run)(run.folder, recipe.override(run.recipe, ["training.session_hours=0.0001"]))
+    short = type(run)(run.folder, recipe.override(run.recipe, ["training.session_hours=0.000001"]))
     for step in range(1, 8):  # each sitting has the time for one step
         session = Session(short)
         trainer = trainer_of(session)

@@ -310,6 +310,48 @@ def test_a_run_on_two_machines_says_so(run):
     assert run.evidence()["training"]["machines"] == ["cuda: T4, 8 cores", "cuda: RTX 5000, 8 cores"]
 
 
+LOOKS = {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}
+LONG_LOOK = {"longest": {"step_s": 1.0, "look_s": 3600.0, "save_s": 1.0}}
+
+
+def test_a_sitting_begins_with_the_longest_seconds_of_those_before(run):
+    train(run, stop_at=3, **LOOKS)
+    first = run.evidence()["training"]["longest"]
+    assert first["step_s"] > first["look_s"] > 0
+    assert first["save_s"] > 0
+    run.record("training", LONG_LOOK)
+    train(run, stop_at=5, **LOOKS)
+    assert run.evidence()["training"]["longest"]["look_s"] == 3600
+
+
+def test_a_later_sitting_stops_in_time_for_a_look_that_it_has_not_had_yet(run, capsys):
+    train(run, stop_at=3)
+    run.record("training", LONG_LOOK)
+    train(changed(run, "training.session_hours=1"))
+    assert "the 1 hours of this sitting are over: step 4 is saved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("since", ["another machine", "training anew"])
+def test_what_took_long_elsewhere_does_not_stop_a_sitting(run, since):
+    train(run, stop_at=3)
+    run.record("training", LONG_LOOK)
+    if since == "another machine":
+        run.record("machine", {"device": "cuda: RTX 5000", "cores": 8})
+    else:
+        shutil.rmtree(run.checkpoints)
+    session, trainer = train(changed(run, "training.session_hours=1"))
+    session.complete(trainer)
+    assert run.evidence()["training"]["longest"]["look_s"] == 0
+
+
+def test_a_first_sitting_too_short_for_a_planned_step_says_so(run, capsys):
+    run.record("plan", {"predicted": {"seconds": 80_000.0, "steps": 8}})
+    session, trainer = train(changed(run, "training.session_hours=1"))
+    said = capsys.readouterr().out
+    assert "session_hours = 1 leaves 60.0 min for training, and a step and its save take up to 2.8 h" in said
+    session.complete(trainer)  # the steps were shorter than planned
+
+
 def test_what_was_accepted_is_forgotten_when_training_begins_anew(run):
     run.record("training", {"accepted_changes": ["lora.r: 8 -> 16"]})
     train(run)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from finelab.train.stop import ASSUMED_SAVE_S, Stop
+from finelab.train.stop import ASSUMED_SAVE_S, Longest, Stop
 
 
 class Clock:
@@ -77,6 +77,38 @@ def test_a_measurement_that_comes_before_the_save_has_its_time(clock):
         clock.now += 5
         stop.saved()
     assert clock.now + 500 + 5 <= 1000 + 3600
+
+
+def test_a_later_sitting_keeps_the_time_that_an_earlier_one_needed(clock):
+    """Its first look comes at its end: no look and no save of its own told how long they are."""
+    stop = Stop(1.0, clock)
+    stop.begin(Longest(step_s=20, look_s=500, save_s=90))
+    while not step(stop, clock, 10):
+        pass
+    assert 3600 - 20 - 10 <= clock.now - 1000 + 500 + 90 <= 3600 - 20
+    stop.evaluated()
+    stop.saved()
+    assert stop.longest == Longest(step_s=20, look_s=500, save_s=90)
+
+
+def test_hours_that_are_too_short_for_one_step_are_told(clock):
+    stop = Stop(0.1, clock)
+    clock.now += 260  # the plan, the loss before
+    stop.begin(Longest(step_s=80, save_s=21))
+    assert stop.shortage() == (
+        "session_hours = 0.1 leaves 1.7 min for training, and a step and its save take up to 1.7 min here: "
+        "this sitting may end too late; give it more hours."
+    )
+
+
+@pytest.mark.parametrize(
+    ("hours", "known"),
+    [(0.1, Longest(step_s=300, save_s=60)), (0.1, Longest()), (1e-9, Longest()), (None, Longest(1e9))],
+)
+def test_hours_that_suffice_or_of_which_nothing_is_known_are_not_told(clock, hours, known):
+    stop = Stop(hours, clock)
+    stop.begin(known)
+    assert stop.shortage() is None
 
 
 def test_the_last_step_is_not_called_a_stop(clock):
