@@ -174,10 +174,9 @@ def kill(*ranks):
     return lambda rank: os.kill(os.getpid(), signal.SIGKILL) if rank in ranks else None
 
 
-def terminate(rank):
-    """An act that asks rank 1 alone to end."""
-    if rank == 1:
-        signal.raise_signal(signal.SIGTERM)
+def terminate(only):
+    """An act that asks one rank alone to end."""
+    return lambda rank: signal.raise_signal(signal.SIGTERM) if rank == only else None
 
 
 def break_down(rank):
@@ -200,9 +199,25 @@ def tiny(folder):
     found["one killed"] = train(killed, 2, kill(1), 8)
     found["all killed"] = train(killed, 2, kill(0, 1), 14)
     found["killed"] = train(killed, 2)
-    found["stopping"] = train(stopped, 2, terminate, 9)
+    found["stopping"] = train(stopped, 2, terminate(1), 9)
     found["stopped"] = train(stopped, 1)
     found["broken"] = train(broken, 2, break_down, 3)
+    return found
+
+
+def resumed(folder):
+    """By hand in each dtype: a run that was never stopped, and one that was killed and then asked to end."""
+    model, found = tiny_model(folder / "model"), {}
+    for dtype in ("float32", "bfloat16"):
+        os.environ["FINELAB_MACHINE"] = f"dtype={dtype}"
+        straight, broken = (
+            prepared(
+                folder / f"{name}-{dtype}", model, "training.max_steps=12", "training.learning_rate=0.01"
+            )
+            for name in ("straight", "broken")
+        )
+        sittings = [train(broken, 1, kill(0), 8), train(broken, 1, terminate(0), 9), train(broken, 1)]
+        found[dtype] = [train(straight, 1), *sittings]
     return found
 
 
@@ -283,7 +298,8 @@ def main(scenario, folder):
 
         import finelab.train.__main__  # noqa: F401
 
-    print(json.dumps({"tiny": tiny, "embedded": embedded, "sharded": sharded}[scenario](folder)))
+    scenarios = {"tiny": tiny, "embedded": embedded, "sharded": sharded, "resumed": resumed}
+    print(json.dumps(scenarios[scenario](folder)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Resumed equals uninterrupted, bit for bit: after a deadline, after signals, and after kill -9.
 
+In transformers' own trainer with autograd, and in the notebook's with the step by hand in each dtype.
+
 Run as a script this file is the driver of the kill test: it imports everything once and forks a child for
 each sitting.
 """
@@ -21,9 +23,10 @@ from finelab.files import sha256
 from finelab.run import create_run
 from finelab.train import Session
 from finelab.train.certificate import compare
+from tests.train.launches import ADAPTER, drive
 from tests.train.sittings import at_step, sit, trainer_of
 
-ADAPTER = "adapter_model.safetensors"
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child for each sitting")
 KILLS = 30
 KILLED = {"num_train_epochs": 10, "save_steps": 1}
 STEPS = 40  # 30 kills get to about the 16th
@@ -97,8 +100,34 @@ def test_with_rows_grouped_by_length_in_a_later_epoch(run, tmp_path):
     assert_the_same(whole, finish(run, **args))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("by-hand")
+
+
+@pytest.fixture(scope="module")
+def by_hand(folder):
+    return drive("resumed", folder)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child for each sitting")
+@forks
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_step_by_hand_after_a_kill_and_a_signal(folder, by_hand, dtype):
+    """Unsloth's model and TRL's trainer, as notebook 03 makes them."""
+    straight, *sittings = by_hand[dtype]
+    assert [each["ends"] for each in sittings] == [[-signal.SIGKILL], [2], [0]]
+    gradients = f"gradients: forward and backward by hand, in {dtype}\n"
+    assert [each["said"][0].count(gradients) for each in sittings] == [1, 2, 3]
+    assert straight["training"]["steps"] == 12
+    assert straight["training"]["resumes"] == []
+    assert sittings[-1]["training"]["resumes"] == [6, 9]
+    hashes = [sha256(folder / f"{name}-{dtype}" / "adapter" / ADAPTER) for name in ("straight", "broken")]
+    assert_the_same((straight["training"], hashes[0]), (sittings[-1]["training"], hashes[1]))
+
+
+@pytest.mark.slow
+@forks
 def test_after_kill_9_at_random_moments(tmp_path):
     """One run killed 30 times, in turn at any moment of a step and as soon as a checkpoint appears."""
     root = Path(__file__).parents[2]
@@ -169,7 +198,7 @@ def passes(run, seconds):
         time.sleep(0.001)
 
 
-def drive(folder):
+def kill_again_and_again(folder):
     """Train one run straight and one that is killed 30 times; print how they ended."""
     from transformers import Trainer  # noqa: F401  # here, so that no child has to load it
 
@@ -187,4 +216,4 @@ def drive(folder):
 
 
 if __name__ == "__main__":
-    drive(Path(sys.argv[1]))
+    kill_again_and_again(Path(sys.argv[1]))
