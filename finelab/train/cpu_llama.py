@@ -48,6 +48,8 @@ def obstacle(model: Any) -> str | None:
     config = base.config
     if config.hidden_act != "silu" or config.attention_bias or config.mlp_bias:
         return "this Llama's layers are not the usual ones (silu, no bias)"
+    if config.attention_dropout:
+        return f"it does not apply attention_dropout ({config.attention_dropout})"
     if base.model.rotary_emb.rope_type not in ROPE:
         return f"it does not know the positions of rope type {base.model.rotary_emb.rope_type!r}"
     trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
@@ -74,7 +76,8 @@ def install(model: Any, profile: Profile) -> str:
 
     It then gives the loss and no logits, as Unsloth does; UNSLOTH_RETURN_LOGITS=1, which Unsloth's trainer
     sets where it keeps logits, asks for both. Where the step cannot be taken, the model computes as before;
-    the sentence given back says which and why. On a CPU its flat batches are filled up all the same.
+    the sentence given back says which and why. On a CPU its flat batches are filled up all the same. With
+    checkpointing, which saves the memory that the step takes, the model computes as before, too.
     """
     base = model.get_base_model()
     if profile.device == "cpu":
@@ -100,7 +103,9 @@ def install(model: Any, profile: Profile) -> str:
 
         learns = torch.is_grad_enabled()
         more = not self.training if learns else os.environ.get("UNSLOTH_RETURN_LOGITS") == "1"
-        if labels is None or input_ids is None or more or adapted.disable_adapters:
+        more |= learns and self.is_gradient_checkpointing
+        more |= adapted.disable_adapters or _padded_before(attention_mask)
+        if labels is None or input_ids is None or more:
             if num_items_in_batch is not None:
                 kwargs["num_items_in_batch"] = num_items_in_batch
             return forward(input_ids, attention_mask, position_ids, labels=labels, **kwargs)
@@ -114,8 +119,18 @@ def install(model: Any, profile: Profile) -> str:
     return f"forward and backward by hand, in {profile.dtype}"
 
 
+def _padded_before(attention_mask: Tensor | None) -> bool:
+    """Whether a token comes after padding: the step by hand would take that for a part of its document."""
+    if attention_mask is None:
+        return False
+    return bool((attention_mask[:, :-1] < attention_mask[:, 1:]).any())
+
+
 def _filled(forward: Any) -> Any:
-    """`forward`, with a flat batch filled up to a multiple of ROWS by documents of one token and no label."""
+    """`forward`, with a flat batch filled up to a multiple of ROWS by documents of one token and no label.
+
+    It goes without a cache: with one, transformers' mask lets each document see those before it.
+    """
 
     def filled(
         self: Any,
@@ -130,6 +145,7 @@ def _filled(forward: Any) -> Any:
             spare = (0, -input_ids.shape[1] % ROWS)
             input_ids, position_ids = pad(input_ids, spare), pad(position_ids, spare)
             labels = pad(labels, spare, value=IGNORE)
+            kwargs["use_cache"] = False
         return forward(input_ids, attention_mask, position_ids, labels=labels, **kwargs)
 
     return filled

@@ -232,6 +232,52 @@ def test_what_it_does_not_know_is_left_to_autograd_and_said(profile, adapter, wh
     assert model(**padded(*documents_of([9], 1.0))).logits is not None
 
 
+def test_attention_dropout_is_left_to_autograd(profile):
+    assert "attention_dropout (0.1)" in cpu_llama.install(model_of({"attention_dropout": 0.1}), profile)
+
+
+def test_a_batch_padded_on_the_left_has_the_models_own_loss(profile):
+    model = model_of()
+    batch = padded(*documents_of([33, 7], 0.6))
+    left = {name: values.clone() for name, values in batch.items()}
+    for values in left.values():
+        values[1] = values[1].roll(33 - 7)
+    loss, gradients = loss_and_gradients(model, left, 20)
+    cpu_llama.install(model, profile)
+    for each in (left, left | {"attention_mask": left["attention_mask"].bool()}, batch):
+        found, ours = loss_and_gradients(model, each, 20)
+        torch.testing.assert_close(found, loss, rtol=1e-5, atol=1e-6)
+        for one, other in zip(ours, gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_with_checkpointing_the_model_recomputes_in_place_of_the_step(profile):
+    model = model_of()
+    batch = flat(*documents_of([20, 9], 0.6))
+    cpu_llama.install(model, profile)
+    loss, gradients = loss_and_gradients(model, batch, 20)
+    layers, calls = model.get_base_model().model.layers, []
+    layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert torch.equal(loss_and_gradients(model, batch, 20)[0], loss)
+    assert not calls
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    found, theirs = loss_and_gradients(model, batch, 20)
+    assert len(calls) == 2
+    torch.testing.assert_close(found, loss)
+    for one, other in zip(theirs, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_documents_of_a_flat_batch_are_apart_though_nobody_turns_the_cache_off(profile):
+    model = model_of(use_dora=True).eval()
+    documents = documents_of([20, 9, 14], 0.5)
+    with torch.no_grad():
+        apart = model(**padded(*documents)).loss
+        cpu_llama.install(model, profile)
+        torch.testing.assert_close(model(**flat(*documents)).loss, apart)
+
+
 def test_another_architecture_is_left_to_autograd(profile):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -285,7 +331,7 @@ def test_a_steps_memory_is_kept_for_the_next_one_and_can_be_released(profile, mo
 def test_filling_a_batch_changes_nothing_under_autograd(profile):
     model = model_of(use_dora=True)
     documents, labels = documents_of([20, 9, 14], 0.6)
-    loss, gradients = loss_and_gradients(model, flat(documents, labels), 25)
+    loss, gradients = loss_and_gradients(model, padded(documents, labels), 25)
     cpu_llama.install(model, profile)
     computed = []
     norm = model.get_base_model().model.norm
