@@ -438,9 +438,10 @@ export class App {
 
   async submit() {
     if (!text.value.trim() || this.busy) return;
+    const { id } = this.view.record;
     if (!(await this.ready())) return; // the text stays in the box, and the page says what is wrong
     const prompt = text.value.trim(); // what was written while it connected, too
-    if (!prompt || this.busy) return;
+    if (!prompt || this.busy || this.view.record.id !== id) return; // or another chat was opened meanwhile
     text.value = "";
     await this.send(prompt);
   }

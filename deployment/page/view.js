@@ -60,9 +60,12 @@ export class View {
 
   /** Ask the last prompt again. */
   async again() {
+    const { id } = this.record;
     if (this.app.busy || !(await this.app.ready()) || this.app.busy) return;
-    this.editing = this.record.turns.length - 1;
-    this.app.send(this.record.turns[this.editing].prompt);
+    const { view } = this.app;
+    if (view.record.id !== id) return; // another chat was opened meanwhile
+    view.editing = view.record.turns.length - 1;
+    this.app.send(view.record.turns[view.editing].prompt);
   }
 
   /** Take the turns from `place` on away. @param {number} place @returns {Replaced} */

@@ -1,10 +1,13 @@
 """A server that was started again meanwhile, with other models."""
 
+import threading
+
 import pytest
 
 from tests import needs
 from tests.browser.scripted import Fail, Say, model
 from tests.browser.test_chat import ask, ended
+from tests.browser.test_states import kept
 
 expect = needs.playwright().expect
 pytestmark = pytest.mark.slow
@@ -37,3 +40,41 @@ def test_a_server_that_was_away_is_asked_for_its_models_again(chat, server):
     state.get_by_role("button", name="Try again").click()
     ended(chat)
     assert [each["model"] for each in server.chats()] == ["hers"]
+
+
+def keep(page, prompt, answer):
+    """Leave a chat of one turn in the browser."""
+    said = {"model": "tuned", "content": answer, "finish": "stop", "seed": 1, "tokens": 3}
+    turn = {"prompt": prompt, "answer": said | {"first_s": 0.1, "tokens_per_s": 9}}
+    chat = {"id": prompt, "created": 1, "mode": "chat", "system": "", "given": [], "turns": [turn]}
+    page.evaluate("chat => localStorage.setItem('finelab.chat ' + chat.id, JSON.stringify(chat))", chat)
+
+
+def open_chat(page, prompt):
+    page.get_by_role("button", name="Chats", exact=True).click()
+    page.locator(".entry", has_text=prompt).click()
+
+
+@pytest.mark.parametrize("asked", ["again", "more"])
+def test_a_chat_that_is_opened_while_the_server_wakes_is_not_changed(page, server, asked):
+    awake = threading.Event()
+    server.before_models += [Fail(404, "not_found"), awake]
+    page.goto(server.url)
+    page.locator(".state").wait_for()
+    for prompt in ("mine", "hers"):
+        keep(page, prompt, f"Answer to {prompt}.")
+    before = kept(page)
+    open_chat(page, "mine")
+    if asked == "again":
+        page.get_by_role("button", name="Regenerate").click()
+    else:
+        ask(page, "a question about mine")
+    open_chat(page, "hers")
+    page.get_by_role("button", name="Prompts").click()
+    awake.set()
+    expect(page.get_by_role("dialog")).to_contain_text("the fine-tune never saw them")  # it is connected
+    page.get_by_role("button", name="Close").click()
+    expect(page.locator(".reply .body")).to_have_text(["Answer to hers."])
+    expect(page.get_by_label("Message")).to_have_value("" if asked == "again" else "a question about mine")
+    assert kept(page) == before
+    assert server.chats() == []
