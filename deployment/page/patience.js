@@ -15,6 +15,7 @@ const ASLEEP = {
 /** @param {number} seconds @param {AbortSignal} signal */
 export const sleep = (seconds, signal) =>
   new Promise((resolve, reject) => {
+    signal.throwIfAborted();
     const timer = setTimeout(resolve, seconds * 1000);
     signal.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
   });

@@ -174,6 +174,11 @@ def test_waiting_for_a_busy_server_can_be_stopped(chat, server):
     assert len(server.chats()) == 1
 
 
+def test_nobody_waits_for_what_was_given_up_before(chat):
+    given_up = "import('/patience.js').then(({ sleep }) => sleep(1, AbortSignal.abort('given up')))"
+    assert chat.evaluate(f"{given_up}.catch(String)") == "given up"
+
+
 def test_a_full_context_can_go_on_without_the_oldest_turn(chat, server):
     too_long = Fail(400, "context_length_exceeded", "4100 tokens, the context has 4096.")
     server.replies += [Say("One."), too_long, Say("Two.")]
