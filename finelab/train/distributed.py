@@ -21,6 +21,7 @@ from typing import Any, TextIO, TypeVar
 
 from finelab.data.xray import IGNORE
 from finelab.errors import LabError
+from finelab.files import fsync, rename
 from finelab.recipe import Recipe
 from finelab.run import Run
 from finelab.train.batches import token_counts
@@ -280,7 +281,10 @@ def lend_random_states(checkpoint: Path) -> None:
     for rank in range(size if size > 1 else 0):
         own = checkpoint / f"rng_state_{rank}.pth"
         if not own.exists():
-            shutil.copyfile(checkpoint / "rng_state.pth", own)
+            part = checkpoint / f".{own.name}"
+            shutil.copyfile(checkpoint / "rng_state.pth", part)
+            fsync(part)
+            rename(part, own)
 
 
 def put_together(trainer: Any) -> dict[str, Any] | None:

@@ -17,7 +17,15 @@ import pytest
 from finelab import LabError, machine, recipe
 from finelab.train import distributed
 from finelab.train.certificate import compare, document, documents
-from finelab.train.distributed import Order, change_of_size, interleaved, launch_fault, setting_of_rank
+from finelab.train.distributed import (
+    Order,
+    World,
+    change_of_size,
+    interleaved,
+    launch_fault,
+    lend_random_states,
+    setting_of_rank,
+)
 from finelab.train.search import Tuned
 from tests.train.launches import ADAPTER, ROOT, TWENTY, drive, environment, prepared, tiny_model
 
@@ -138,6 +146,23 @@ def test_a_launch_that_would_do_something_else_is_refused(environment, device, c
 def test_another_number_of_processes_goes_on_where_that_is_sound(preset, changes, sealed_by, reason):
     found = change_of_size(sealed_by, recipe.override(preset, changes))
     assert found is None if reason is None else re.search(reason, found)
+
+
+def test_a_random_state_that_was_lent_by_half_does_not_count(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource", reason="Windows has no limit on a file's size")
+    monkeypatch.setattr(distributed, "world", lambda: World(0, 2))
+    state = b"state" * 10_000
+    for name in ("rng_state.pth", "rng_state_0.pth"):
+        (tmp_path / name).write_bytes(state)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError):
+            lend_random_states(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    lend_random_states(tmp_path)
+    assert (tmp_path / "rng_state_1.pth").read_bytes() == state
 
 
 def test_the_help_names_the_launchers():
