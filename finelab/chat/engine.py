@@ -128,11 +128,9 @@ class Engine:
                 while self._wait():
                     try:
                         self._turn()
-                    except (
-                        Exception
-                    ) as error:  # out of memory, say: these answers fail, the next ones may not
-                        traceback.print_exc()
+                    except Exception as error:  # out of memory, say: these fail, the next may not
                         self._fail(error)
+                        traceback.print_exc()
         finally:
             self.alive = False
 
@@ -157,9 +155,10 @@ class Engine:
         with self._changed:
             self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
             if self._waiting and len(self._running) < self.max_concurrency:
-                joined = _Running(self._waiting.popleft(), self.tokenizer, self.eos, self.model.device)
+                joined = _Running(self._waiting.popleft(), self.eos)
                 self._running.append(joined)
-        if joined:
+        if joined:  # and where that fails, the answer fails with those that are running
+            joined.begin(self.tokenizer, self.model.device)
             self._seat(joined)
 
     def _seat(self, running: _Running) -> None:
@@ -233,14 +232,20 @@ class Engine:
 class _Running:
     """An answer with a row: what of its prompt is unread, its sampler, its text."""
 
-    def __init__(self, answer: Answer, tokenizer: Any, eos: frozenset[int], device: Any) -> None:
+    text: Text
+    sampler: Sampler
+
+    def __init__(self, answer: Answer, eos: frozenset[int]) -> None:
         self.answer = answer
         self.row = -1
         self.unread = answer.prompt
         self.last = 0
         self.eos = eos
-        self.text = Text(tokenizer, answer.stop)
-        self.sampler = Sampler(answer.sampling, answer.prompt, eos, device)
+
+    def begin(self, tokenizer: Any, device: Any) -> None:
+        """Take what its tokens are drawn and read with; the sampler has memory on the device."""
+        self.text = Text(tokenizer, self.answer.stop)
+        self.sampler = Sampler(self.answer.sampling, self.answer.prompt, self.eos, device)
 
     def draw(self, logits: Any) -> Piece:
         """Draw the next token and say what it adds."""

@@ -172,6 +172,15 @@ def test_a_failure_ends_the_answers_it_hit_and_no_later_one(model, tokenizer):
         assert running.alive
 
 
+def test_an_answer_that_cannot_begin_fails_too(engine):
+    refused = Asked([1, 2], sampling=Sampling(logit_bias={2**70: 1.0}))  # no id that a tensor holds
+    later = Asked([1, 2])
+    engine.submit([refused.answer, later.answer])
+    assert refused.result() == ([], "", "the model failed with ValueError")
+    assert later.result()[2] == "length"
+    assert engine.running == engine.waiting == 0
+
+
 def test_an_engine_that_has_ended_says_so(model, tokenizer):
     with Engine(model, tokenizer) as running:
         assert running.alive
