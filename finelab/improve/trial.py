@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,12 +170,10 @@ def _prepare(trial: Trial, runs: Path, stop: threading.Event | None, threads: in
 
 def _prepared_data(trial: Trial, runs: Path, stop: threading.Event | None, threads: int) -> Run:
     """The run that has been through notebook 01 for all trials on the same data."""
-    from filelock import FileLock
-
     changes = trial.data_assignments
     name = f"data-{hashlib.sha256(repr(changes).encode()).hexdigest()[:8]}"
     runs.mkdir(parents=True, exist_ok=True)
-    with FileLock(runs / f".{name}.lock"):
+    with _held(runs / f".{name}.lock", stop):
         if not (runs / name / "notebooks" / "01_data.ipynb").exists():
             _run(trial, name, "data", changes, runs, stop, threads)
     return open_run(runs / name)
@@ -190,11 +189,9 @@ def _run(
     threads: int,
 ) -> None:
     """`python -m finelab run` in a child; LabError with its last line when it fails, Killed by a signal."""
-    from filelock import FileLock
-
     folder = runs / name
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / WORK_LOCK):  # the child of a sweep that was killed may still be at it
+    with _held(folder / WORK_LOCK, stop):  # the child of a sweep that was killed may still be at it
         pass
     command = [sys.executable, "-m", "finelab", "run", "--recipe", trial.recipe, "--run", name]
     command += ["--stages", stage, *(part for text in assignments for part in ("--set", text))]
@@ -218,6 +215,16 @@ def _run(
     if child.returncode < 0:
         raise Killed(f"ended by signal {-child.returncode}, and the next call goes on; before: {said}")
     raise LabError(said)
+
+
+def _held(path: Path, stop: threading.Event | None) -> AbstractContextManager[Any]:
+    """The lock at `path` once no other process has it, for a `with`; KeyboardInterrupt when `stop` is set."""
+    from filelock import FileLock, Timeout
+
+    while not (stop and stop.is_set()):
+        with suppress(Timeout):
+            return FileLock(path).acquire(timeout=POLL_S)
+    raise KeyboardInterrupt
 
 
 def _wait(child: subprocess.Popen[bytes], folder: Path, stop: threading.Event | None) -> None:

@@ -1,10 +1,12 @@
 """Sweeps for real: child processes, the embedded model, a few steps."""
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 
 from finelab.improve import Sweep, create_sweep, left_of, report, run_sweep, table
 from finelab.improve.trial import FAILED, outcome, run_trial
@@ -108,6 +111,29 @@ def test_a_trial_whose_child_is_killed_is_left_for_the_next_call(tmp_path):
         ended = future.result()
     assert ended.state == "waiting" and "ended by signal 9, and the next call goes on" in ended.reason
     assert outcome(trial, tmp_path).state == "waiting"
+
+
+class StopAtLook(threading.Event):
+    """Set while it is waited for: at the look with this number."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.left = number
+
+    def is_set(self):
+        self.left -= 1
+        return self.left <= 0
+
+
+@pytest.mark.parametrize(("lock", "look"), [(".{}.lock", 2), ("{}/.lock", 3)])
+def test_a_trial_that_waits_for_another_process_obeys(tmp_path, lock, look):
+    sweep = create_sweep(tmp_path, Sweep("smollm2-135m", 70, (1, 2), {"default": {}, "small": {"lora.r": 8}}))
+    path = tmp_path / lock.format(f"data-{hashlib.sha256(b'()').hexdigest()[:8]}")
+    path.parent.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(1) as pool, FileLock(path):
+        trial = pool.submit(run_trial, sweep.trials()[0], tmp_path, StopAtLook(look))
+        with pytest.raises(KeyboardInterrupt):
+            trial.result(10)
 
 
 @pytest.mark.slow
