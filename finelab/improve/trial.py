@@ -39,6 +39,7 @@ WORSE = 1.02  # a trial's first steps, still warming up, move the loss by less
 WATCHED_ROWS = 24  # show what is clearly bad; all of them would take as long as a third of a short trial
 POLL_S = 1.0
 INTERRUPTED = (130, -signal.SIGINT)  # how `finelab run` ends after Ctrl-C
+SAVE = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT)  # asks a child to save and end
 
 
 class Killed(LabError):
@@ -206,7 +207,12 @@ def _run(
             cwd=Path(__file__).parents[2],
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
-        _wait(child, folder, stop)
+        try:
+            _wait(child, folder, stop)
+        except BaseException:  # Ctrl-C, a container that is taken back, a full disk
+            child.send_signal(SAVE)
+            child.wait()
+            raise
     if _pruned(folder) or not child.returncode:  # once more: a quick child ends before it is looked at
         return
     if child.returncode in INTERRUPTED or (stop and stop.is_set()):
@@ -237,7 +243,7 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, stop: threading.Event | 
         except subprocess.TimeoutExpired:
             pass
         if not asked and (_pruned(folder) or (stop and stop.is_set())):
-            child.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT))
+            child.send_signal(SAVE)
             asked = True
 
 

@@ -19,6 +19,7 @@ from filelock import FileLock
 from finelab.improve import Sweep, create_sweep, left_of, report, run_sweep, table
 from finelab.improve.trial import FAILED, outcome, run_trial
 from finelab.run import open_run
+from tests.conformance.server import wait_for
 
 ROOT = Path(__file__).parents[2]
 LOSSES = {
@@ -111,6 +112,26 @@ def test_a_trial_whose_child_is_killed_is_left_for_the_next_call(tmp_path):
         ended = future.result()
     assert ended.state == "waiting" and "ended by signal 9, and the next call goes on" in ended.reason
     assert outcome(trial, tmp_path).state == "waiting"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to a console, not to a process")
+def test_a_trial_ends_with_a_save_when_its_caller_alone_is_interrupted(tmp_path):
+    """Modal takes a container back so, and Ray a task."""
+    create_sweep(tmp_path, Sweep("smollm2-135m", 70, (1, 2), {"default": {}, "small": {"lora.r": 8}}))
+    code = "import sys; from pathlib import Path; from finelab.improve import open_sweep; "
+    code += "from finelab.improve.trial import run_trial; folder = Path(sys.argv[1]); "
+    code += "run_trial(open_sweep(folder).trials()[0], folder)"
+    caller = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    wait_for(lambda: "01_data: started" in said(tmp_path), seconds=120)
+    caller.send_signal(signal.SIGINT)
+    assert caller.wait() == -signal.SIGINT
+    assert "stopped; run the same command again to go on" in said(tmp_path)
+
+
+def said(sweep):
+    """What the children that prepare a sweep's data have printed."""
+    return "".join(path.read_text(encoding="utf-8") for path in sweep.glob("data-*/output.txt"))
 
 
 class StopAtLook(threading.Event):
