@@ -95,12 +95,13 @@ class Client(NotebookClient):  # type: ignore[misc]
         def stop() -> None:
             self._stopping_task = loop.create_task(self._stop())
 
-        also = getattr(signal, "SIGBREAK", signal.SIGINT)  # how a sweep stops its trials on Windows
-        for number in {signal.SIGINT, signal.SIGTERM, also}:
+        for number in stopping_signals():
             try:
                 loop.add_signal_handler(number, stop)
             except NotImplementedError:  # Windows
                 signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+        if hasattr(signal, "SIGHUP"):  # the others are nbclient's to remove
+            self.on_notebook_complete = lambda notebook: loop.remove_signal_handler(signal.SIGHUP)
         await super().async_start_new_kernel(**kwargs)
 
     async def async_execute_cell(self, cell: Any, *args: Any, **kwargs: Any) -> Any:
@@ -136,6 +137,13 @@ class Client(NotebookClient):  # type: ignore[misc]
         elif self._in_cell and self.km is not None:
             await self.km.interrupt_kernel()
         self.stopping = True
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """Ctrl-C, `kill` and a closed terminal, unless `nohup` says to ignore it; a sweep's on Windows."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    there = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in there if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _less_memory(stage: str, run: str) -> str:

@@ -143,6 +143,13 @@ except KeyboardInterrupt:
     (run / "saved").write_text("whole")
 """
 
+WAITS_FOR_LEAVE = """
+import os, pathlib, time
+print("step", os.getpid(), flush=True)
+while not pathlib.Path(os.environ["FINELAB_RUN"], "leave").exists():
+    time.sleep(0.1)
+"""
+
 DEAF = """
 import os, time
 print("step", os.getpid(), flush=True)
@@ -161,12 +168,18 @@ def code():
 
 
 @pytest.fixture
-def runner(tmp_path, write_notebook, code):
+def started_by():
+    """The command that starts the runner."""
+    return []
+
+
+@pytest.fixture
+def runner(tmp_path, write_notebook, code, started_by):
     """A runner in its own process, in the midst of a cell; gives it and its kernel's process id."""
     (tmp_path / "run").mkdir()
     notebook = write_notebook(code, "raise SystemError('the next cell was executed')")
     process = subprocess.Popen(
-        [sys.executable, "-c", RUNNER, str(notebook), str(tmp_path / "run")],
+        [*started_by, sys.executable, "-c", RUNNER, str(notebook), str(tmp_path / "run")],
         stdout=subprocess.PIPE,
         encoding="utf-8",
     )
@@ -191,14 +204,35 @@ def wait_for_end(pid):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a console, not to a process")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_lets_the_cell_save_and_ends_the_kernel(runner, tmp_path, number):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_stop_lets_the_cell_save_and_ends_the_kernel(runner, tmp_path, name):
+    number = getattr(signal, name)
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip(f"{name} is ignored here, and by what is started from here")
     process, kernel = runner
     process.send_signal(number)
     assert process.wait() == 130
     wait_for_end(kernel)
     assert (tmp_path / "run" / "saved").read_text() == "whole"
     assert not (tmp_path / "run" / "03_train.ipynb").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no hangup")
+@pytest.mark.parametrize(("started_by", "code"), [(["nohup"], WAITS_FOR_LEAVE)])
+def test_a_closed_terminal_is_nothing_under_nohup(runner, tmp_path):
+    process, _ = runner
+    process.send_signal(signal.SIGHUP)
+    (tmp_path / "run" / "leave").touch()
+    assert process.wait() == 1  # it came to the second cell, which fails
+    failed = nbformat.read(tmp_path / "run" / "03_train.failed.ipynb", as_version=4)
+    assert failed.cells[1].outputs[0].ename == "SystemError"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no hangup")
+def test_a_closed_terminal_is_listened_for_no_longer_than_a_notebook_lasts(attempt, write_notebook):
+    before = signal.getsignal(signal.SIGHUP)
+    attempt(write_notebook("1"))
+    assert signal.getsignal(signal.SIGHUP) == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a console, not to a process")
