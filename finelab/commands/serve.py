@@ -99,7 +99,10 @@ def run(server: uvicorn.Server, listener: socket.socket) -> None:
     first = server.handle_exit
 
     def stop(number: int, frame: FrameType | None) -> None:
-        server.force_exit = server.should_exit  # uvicorn itself waits for SIGINT, not for a second SIGTERM
+        if server.should_exit:  # uvicorn itself waits for SIGINT, not for a second SIGTERM
+            server.force_exit = True
+            for each in list(server.server_state.connections):  # from Python 3.12 on it waits for them, too
+                each.loop.call_soon_threadsafe(each.transport.abort)
         first(number, frame)
 
     server.handle_exit = stop  # type: ignore[method-assign, assignment]

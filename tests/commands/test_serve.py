@@ -1,6 +1,12 @@
 """The options of `lab.py serve`: what is refused before a model is loaded, and what it serves of a run."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from http.client import HTTPConnection
 
 import pytest
 import torch
@@ -14,7 +20,40 @@ from finelab.chat.server import build_app
 from finelab.commands.serve import listening, load, read_keys
 from finelab.run import create_run
 from tests import tiny
-from tests.conformance.server import write_adapters, write_tiny_base
+from tests.conformance.server import wait_for, write_adapters, write_tiny_base
+
+# Streams for ever, and tells its port. `wait_closed` is Python 3.12's: before, it waited for no connection.
+SERVES = """
+import asyncio, signal, sys
+import uvicorn
+from finelab.chat.connection import Connection
+from finelab.commands import serve
+
+async def wait_closed(self):
+    if self._waiters is None:
+        return
+    waiter = self._loop.create_future()
+    self._waiters.append(waiter)
+    await waiter
+
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while True:
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        await asyncio.sleep(0.01)
+
+class Server(uvicorn.Server):
+    def run(self, sockets):
+        if "early" in sys.argv:
+            signal.raise_signal(signal.SIGTERM)
+        super().run(sockets)
+
+asyncio.base_events.Server.wait_closed = wait_closed
+config = uvicorn.Config(app, http=Connection, lifespan="off", timeout_graceful_shutdown=600)
+with serve.listening("127.0.0.1", 0) as listener:
+    print(listener.getsockname()[1], flush=True)
+    serve.run(Server(config), listener)
+"""
 
 
 def failure(capsys, *arguments):
@@ -59,6 +98,38 @@ def test_a_short_key_does_not_open_a_server_to_the_network(tmp_path, capsys):
     arguments = ("--api-key-file", str(tmp_path / "keys"), "--model", str(tmp_path), "--port", "0")
     assert "a key of 7 characters could be guessed" in failure(capsys, "--host", "0.0.0.0", *arguments)
     assert "is no model that transformers can load" in failure(capsys, *arguments)
+
+
+@contextmanager
+def streaming(*arguments):
+    """A server that streams for ever, and its port; it is gone at the end."""
+    command = [sys.executable, "-c", SERVES, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            yield process, int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_second_signal_ends_it_while_a_stream_runs():
+    with streaming() as (process, port):
+        client = HTTPConnection("127.0.0.1", port)
+        client.request("GET", "/")
+        assert client.getresponse().read(1) == b"x"
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: refused(port))
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def refused(port):
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_a_port_that_is_taken_is_named():
