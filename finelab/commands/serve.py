@@ -106,8 +106,8 @@ def run(server: uvicorn.Server, listener: socket.socket) -> None:
         first(number, frame)
 
     server.handle_exit = stop  # type: ignore[method-assign, assignment]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # uvicorn raises it again at the end: to stop is no failure
+    for number in (signal.SIGINT, signal.SIGTERM):  # until uvicorn takes them, and when it raises them again
+        signal.signal(number, stop)
     server.run(sockets=[listener])
 
 

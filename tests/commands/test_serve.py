@@ -124,6 +124,12 @@ def test_a_second_signal_ends_it_while_a_stream_runs():
         assert process.wait(10) == 0
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_signal_that_comes_before_uvicorn_listens_for_it_ends_it():
+    with streaming("early") as (process, _):
+        assert process.wait(10) == 0
+
+
 def refused(port):
     try:
         socket.create_connection(("127.0.0.1", port)).close()
