@@ -21,6 +21,7 @@ RUN_VARIABLE = "FINELAB_RUN"
 RECIPE_VARIABLE = "FINELAB_RECIPE"
 RUNS_VARIABLE = "FINELAB_RUNS"  # another folder than runs/
 ACCEPT_VARIABLE = "FINELAB_ACCEPT_CHANGES"  # 1: a training goes on although something changed
+STDIN_VARIABLE = "FINELAB_END_WITH_STDIN"  # 1: `serve` ends when its standard input does
 WORK_LOCK = ".lock"  # in a run's folder: lab.py holds it
 TRAINING_LOCK = ".training.lock"  # whoever trains holds it, lab.py's kernel too
 NEEDED_BYTES = 2_000_000_000  # of the disk, or `lab.py run` does not begin

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from finelab import machine
 from finelab.errors import LabError
 from finelab.files import read_text
-from finelab.run import RUN_VARIABLE, default_recipe, named_run, open_run
+from finelab.run import RUN_VARIABLE, STDIN_VARIABLE, default_recipe, named_run, open_run
 
 if TYPE_CHECKING:
     import uvicorn
@@ -95,7 +96,11 @@ def main(args: argparse.Namespace) -> int:
 
 
 def run(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serve until a signal; the answers under way are finished, unless a second signal comes."""
+    """Serve until a signal; the answers under way are finished, unless a second signal comes.
+
+    With `FINELAB_END_WITH_STDIN=1` in the environment the end of standard input does what a first signal
+    does. It comes when the process at the other end is gone, also one that was killed.
+    """
     first = server.handle_exit
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -108,7 +113,15 @@ def run(server: uvicorn.Server, listener: socket.socket) -> None:
     server.handle_exit = stop  # type: ignore[method-assign, assignment]
     for number in (signal.SIGINT, signal.SIGTERM):  # until uvicorn takes them, and when it raises them again
         signal.signal(number, stop)
+    if os.environ.get(STDIN_VARIABLE):
+        threading.Thread(target=_end_with_stdin, args=[server], daemon=True).start()
     server.run(sockets=[listener])
+
+
+def _end_with_stdin(server: uvicorn.Server) -> None:
+    while os.read(sys.stdin.fileno(), 1024):  # sys.stdin itself would be locked when Python ends
+        pass
+    server.should_exit = True
 
 
 def load(args: argparse.Namespace) -> Served:
