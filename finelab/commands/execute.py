@@ -140,10 +140,11 @@ class Client(NotebookClient):  # type: ignore[misc]
 
 
 def stopping_signals() -> list[signal.Signals]:
-    """Ctrl-C, `kill` and a closed terminal, unless `nohup` says to ignore it; a sweep's on Windows."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-    there = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    return [number for number in there if signal.getsignal(number) != signal.SIG_IGN]
+    """Ctrl-C, `kill` and a closed terminal, unless `nohup` says to ignore that; a sweep's on Windows."""
+    names = ["SIGINT", "SIGTERM", "SIGBREAK"]  # the first also in a shell's background job: sweeps send it
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        names.append("SIGHUP")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
 def _less_memory(stage: str, run: str) -> str:
