@@ -92,12 +92,13 @@ export class App {
     return `Connected: ${this.models.map(({ id }) => id).join(", ")}.`;
   }
 
-  /** Whether there is a model to ask; where there is none the server is asked again. */
+  /** Whether there is a model to ask (else the server is asked again), and the chat is still open. */
   async ready() {
     if (this.models.length) return true;
+    const { id } = this.view.record;
     const words = await this.connect();
     if (this.problem) this.say(words);
-    return this.models.length > 0;
+    return this.models.length > 0 && this.view.record.id === id;
   }
 
   /** What else the server can do. @param {AbortSignal} signal */
@@ -438,10 +439,9 @@ export class App {
 
   async submit() {
     if (!text.value.trim() || this.busy) return;
-    const { id } = this.view.record;
     if (!(await this.ready())) return; // the text stays in the box, and the page says what is wrong
     const prompt = text.value.trim(); // what was written while it connected, too
-    if (!prompt || this.busy || this.view.record.id !== id) return; // or another chat was opened meanwhile
+    if (!prompt || this.busy) return;
     text.value = "";
     await this.send(prompt);
   }

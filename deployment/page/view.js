@@ -60,10 +60,8 @@ export class View {
 
   /** Ask the last prompt again. */
   async again() {
-    const { id } = this.record;
     if (this.app.busy || !(await this.app.ready()) || this.app.busy) return;
-    const { view } = this.app;
-    if (view.record.id !== id) return; // another chat was opened meanwhile
+    const { view } = this.app; // another one of the same chat, where it was left and opened again
     view.editing = view.record.turns.length - 1;
     this.app.send(view.record.turns[view.editing].prompt);
   }
