@@ -24,8 +24,8 @@ from finelab.errors import LabError
 from finelab.recipe import Recipe
 from finelab.train import cards
 from finelab.train.memory import ALLOCATOR, SHAPES, ModelShape, Setting, memory, setting_of, shape_of
-from finelab.train.plan import duration, gigabytes, workload_of
-from finelab.train.workload import share_of
+from finelab.train.plan import duration, gigabytes
+from finelab.train.workload import share_of, workload_of
 
 TABLES = Path(__file__).parent / "clusters.toml"
 MOST = 64  # GPUs that a plan is made for

@@ -38,12 +38,7 @@ from finelab.train.memory import (
     shape_of,
 )
 from finelab.train.probe import Probe, probe, timed_look, timed_save
-from finelab.train.workload import (
-    Workload,
-    packed_lengths,
-    schedule_of,
-    workload,
-)
+from finelab.train.workload import Workload, schedule_of, workload, workload_of
 
 DRIFT = 0.10  # the least half-width of a probe's band: one batch again and again for 100 s varied by +-10 %
 CPU_ADAM_S = 3.5e-9  # clipping and AdamW take so long for each trained parameter
@@ -392,16 +387,6 @@ def plan_here(
         rate = Rate(0, earlier.seconds_per_token, 0, LEDGER_BAND, earlier.source)
     work = workload_of(recipe, counts, padding_free=True)
     return make_plan(recipe, profile, shape_of(recipe.model.model_name), work, rate, basis=basis)
-
-
-def workload_of(recipe: Recipe, counts: tuple[list[int], list[int]], padding_free: bool) -> Workload:
-    """The workload of rows that are not made yet; packed ones all carry the mean share of trained tokens."""
-    lengths, trained = counts
-    if recipe.training.packing:
-        share = sum(trained) / sum(lengths)
-        lengths = packed_lengths(lengths, recipe.model.max_seq_length)
-        trained = [round(share * length) for length in lengths]
-    return workload(lengths, trained, schedule_of(recipe, padding_free))
 
 
 def duration(seconds: float) -> str:

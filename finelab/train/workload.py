@@ -171,6 +171,16 @@ def workload(
     )
 
 
+def workload_of(recipe: Recipe, counts: tuple[list[int], list[int]], padding_free: bool) -> Workload:
+    """The workload of rows that are not made yet; packed ones all carry the mean share of trained tokens."""
+    lengths, trained = counts
+    if recipe.training.packing:
+        share = sum(trained) / sum(lengths)
+        lengths = packed_lengths(lengths, recipe.model.max_seq_length)
+        trained = [round(share * length) for length in lengths]
+    return workload(lengths, trained, schedule_of(recipe, padding_free))
+
+
 def assumed_counts(rows: int, max_seq_length: int) -> tuple[list[int], list[int]]:
     """Row lengths and trained tokens of a data set like FineTome, without the data: an assumption."""
     known = cards.finetome()
