@@ -77,7 +77,7 @@ requests = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(asked=st.lists(requests, min_size=1, max_size=7), piece=st.integers(1, 6))
 def test_answers_made_together_are_those_made_alone(model, tokenizer, asked, piece):
     with Engine(model, tokenizer, max_concurrency=4, max_queue=4, adapters=ADAPTERS) as running:

@@ -423,7 +423,7 @@ def test_weights_that_were_changed_are_not_loaded(package, hashes, tmp_path, mon
 
 
 @needs_voice
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=300))
 @example("\0[[a]]]\0")
 @example("1e9999 %%% ((( <speak> &amp; \u202e\ufeff\u200d🌙")
@@ -442,7 +442,7 @@ def test_a_long_sentence_is_cut_between_words():
 
 
 @needs_voice
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_damaged_file_is_heard_or_refused(originals, data):
     whole = data.draw(st.sampled_from(originals))

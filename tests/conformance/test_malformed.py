@@ -211,7 +211,6 @@ NAMES = sorted({field for field, _ in FIELDS} - {"model", "max_tokens", "max_com
 
 @settings(
     max_examples=60,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -6,7 +6,7 @@ import math
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finelab.data.encoder import Encoder
@@ -77,7 +77,6 @@ def test_the_embedded_tokenizer_is_encoded_fast(encoder):
     assert is_fast(encoder)
 
 
-@settings(deadline=None)
 @given(text=anything)
 def test_any_text_has_the_tokenizers_ids_and_places(encoder, tokenizer, text):
     check(encoder, tokenizer, text)
@@ -97,7 +96,6 @@ def test_what_tiktoken_cannot_split_is_encoded_by_the_tokenizer(encoder, tokeniz
     assert encoder.encode(spaces, len(spaces)).ids.tolist() == tokenizer.encode(spaces)
 
 
-@settings(deadline=None)
 @given(words=st.lists(anything, max_size=200), limit=st.integers(0, 600))
 def test_a_limit_gives_a_beginning_of_the_same_tokens(encoder, words, limit):
     text = " ".join(words * 4)

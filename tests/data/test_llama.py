@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finelab.data.read import Row
@@ -70,7 +70,6 @@ def test_it_is_encoded_fast_and_its_template_writes_tool_calls(chats):
     assert chats.template.renders_tool_calls
 
 
-@settings(deadline=None)
 @given(system=st.lists(test_tokens.contents, max_size=1), pairs=test_tokens.exchanges)
 def test_any_text_has_the_right_labels(chats, llama, header, system, pairs):
     check_rows(chats, header, canonical(llama, [as_row(system, pairs)]))
@@ -90,7 +89,6 @@ def test_real_conversations(chats, header):
     test_tokens.check_real_rows(chats, header, rows=2_500, least=2_000, tool_calls=True)
 
 
-@settings(deadline=None)
 @given(
     pairs=test_tokens.long_rows,
     limit=st.integers(40, 120),
@@ -149,7 +147,6 @@ def test_every_llama_template(llama):
     test_template.check_templates(llama, test_template.WITH_EOT)
 
 
-@settings(deadline=None)
 @given(text=test_encoder.anything)
 def test_any_text_has_the_tokenizers_ids_and_places(chats, llama, text):
     test_encoder.check(chats.encoder, llama, text)

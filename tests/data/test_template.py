@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finelab import LabError
@@ -85,7 +85,6 @@ def parsed(text):
 contents = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text == text.strip())
 
 
-@settings(deadline=None)
 @given(
     system=st.lists(contents, max_size=1),
     turns=st.lists(st.tuples(contents, st.lists(contents, max_size=2), contents), min_size=1, max_size=4),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finelab import LabError
@@ -126,7 +126,6 @@ def as_row(system, pairs):
     return [("system", text) for text in system] + list(itertools.chain.from_iterable(turns))
 
 
-@settings(deadline=None)
 @given(system=st.lists(contents, max_size=1), pairs=exchanges)
 def test_exactly_the_answers_and_their_end_tokens_are_learned(chats, tokenizer, header, system, pairs):
     check_rows(chats, header, canonical(tokenizer, [as_row(system, pairs)]))
@@ -258,7 +257,6 @@ sentences = st.lists(
 long_rows = st.lists(st.tuples(contents, sentences.filter(str.strip)), min_size=1, max_size=4)
 
 
-@settings(deadline=None)
 @given(pairs=long_rows, limit=st.integers(20, 120), truncation=st.sampled_from(TRUNCATION))
 def test_a_cut_row_is_a_beginning_of_the_whole_row(chats, tokenizer, pairs, limit, truncation):
     [conversation] = canonical(tokenizer, [as_row([], pairs)])

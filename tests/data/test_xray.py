@@ -1,7 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finelab.data import xray
@@ -91,7 +91,6 @@ def test_padding_is_what_a_batch_wastes():
 lengths = st.lists(st.integers(1, 64), min_size=1, max_size=80)
 
 
-@settings(deadline=None)  # the first example imports trl
 @given(lengths)
 def test_packing_needs_as_many_rows_as_trls(lengths):
     from trl.data_utils import _pack_bfd
@@ -100,7 +99,6 @@ def test_packing_needs_as_many_rows_as_trls(lengths):
     assert packed_rows(lengths, 64) == len(_pack_bfd(rows, 64))
 
 
-@settings(deadline=None)
 @given(lengths, st.integers(1, 8))
 def test_grouping_by_length_wastes_at_most_one_batch_of_each_group(lengths, batch_size):
     """transformers shuffles, and sorts within some four groups of whole batches."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
@@ -53,7 +53,6 @@ def test_digits_are_tokens_of_their_own(tokenizer, text):
     assert digits == [character for character in text if character.isdigit()]
 
 
-@settings(deadline=None)
 @given(st.text(ENCODABLE))
 @example("👩🏽‍🚀 took 🇯🇵 by storm 🎉")
 @example("東京は日本の首都です。한국어도 됩니다。")

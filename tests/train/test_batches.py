@@ -95,7 +95,7 @@ def trained(rows):
 LENGTHS = st.lists(st.integers(1, 24), min_size=1, max_size=6)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(LENGTHS, st.integers(0, 10**6), st.sets(st.integers(0, 5)))
 def test_flat_and_packed_documents_score_as_each_does_alone(lengths, seed, unlabelled):
     rows = documents_of(lengths, seed, unlabelled)
@@ -118,7 +118,7 @@ def test_flat_and_packed_documents_score_as_each_does_alone(lengths, seed, unlab
         assert float(whole) == pytest.approx(float(loss), rel=1e-4, abs=1e-4)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(LENGTHS.filter(lambda lengths: len(lengths) > 1), st.integers(0, 10**6))
 def test_a_document_changes_no_other_ones_logits(lengths, seed):
     rows = documents_of(lengths, seed)
@@ -145,7 +145,7 @@ def test_the_first_token_of_a_document_is_not_learned_from_the_one_before():
     assert in_one_row["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=30), st.integers(0, 10**6))
 def test_packing_keeps_every_document_whole_with_its_labels(lengths, seed):
     rows = documents_of(lengths, seed)
@@ -309,7 +309,7 @@ def test_a_step_has_the_same_gradient_however_its_rows_are_cut(trainer_of, token
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(LENGTHS, st.booleans())
 def test_a_batch_is_what_its_collator_makes(lengths, in_one_row):
     made = dataset(documents_of(lengths, seed=0))

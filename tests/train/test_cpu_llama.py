@@ -80,7 +80,7 @@ def documents_of(lengths, trained, seed=0):
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
     trained=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
@@ -110,7 +110,7 @@ def test_other_llamas_and_other_adapters(profile, base, adapter):
     assert_same(model_of(base, **adapter), profile, *documents_of([33, 7, 150, 301], 0.6))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     prompts=st.lists(st.integers(BEGINNING - 2, 150), min_size=1, max_size=3),
     uses=st.lists(st.integers(0, 2), min_size=2, max_size=6),

@@ -241,7 +241,7 @@ def alarm(losses, limit=3.0, window=WINDOW):
     return next((n for n in range(1, len(losses) + 1) if divergence(losses[:n], limit, window)), None)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10**6),
     st.integers(30, 500),
@@ -253,7 +253,7 @@ def test_a_noisy_curve_that_falls_is_left_alone(seed, count, noise, start, heavy
     assert alarm(healthy(seed, count, noise, start, 0.6 * start, heavy)) is None
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(2 * WINDOW, 200), st.floats(0, 0.3))
 def test_a_curve_that_jumps_or_climbs_is_stopped_soon(seed, turn, noise):
     losses = healthy(seed, turn + 150, noise)
