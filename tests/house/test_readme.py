@@ -145,9 +145,12 @@ def train(found, ratios):
 
 def train_tiles(found, ratios):
     made = found["runs"]["ours"]["trained_tokens_per_s"]
-    yield f"{made:.0f} trained tokens a second, a fifth of the limit: {ratios['trl']:.1f} times as many as"
-    assert 0.19 < found["limit_share"]["ours"] < 0.21
-    yield f"and {ratios['unsloth']:.1f} times as many as Unsloth ("
+    yield f"the step makes {made:.0f} trained tokens a second: {ratios['trl']:.1f} times as many as TRL"
+    yield f"{ratios['unsloth']:.1f} times as many as Unsloth and {ratios['litgpt']:.1f} times as many as"
+    sizes = gigabytes(found, "ours", "trl", "unsloth", "litgpt")
+    yield "LitGPT, in {} GB where they take {}, {} and {}".format(*sizes)
+    shares = used(found, "ours", "unsloth", "litgpt", "trl")
+    yield "It uses {} % of what the products allow, Unsloth {} %, LitGPT {} % and TRL {} %".format(*shares)
 
 
 def train_float32(found, ratios):
