@@ -26,6 +26,7 @@ _REASONS = {
     errno.EACCES: "this user may not write there; choose another folder or change its permissions",
     errno.EPERM: "this user may not write there; choose another folder or change its permissions",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.EEXIST: "a part of this path is a file, not a folder",
 }
 IDLE_S = 600.0
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}(?P<old>\.old)?|tmp[a-z0-9_]{8}")

@@ -13,9 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from finelab.embedded.model import cache_folder
 from finelab.errors import LabError
-from finelab.files import rename, write_json
+from finelab.files import rename, write_json, writing
 from finelab.machine import Profile
 from finelab.recipe import Recipe
 from finelab.run import Run
@@ -143,8 +145,12 @@ def _remember(key: str, plan: dict[str, Any]) -> None:
     }
     for name in ("seconds", "peak_memory_bytes"):
         entry[name] = actual[name] / predicted[name] * applied[name]
+    path = ledger_path()
     try:
-        write_json(ledger_path(), [*entries(), entry][-KEPT:])
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):  # trials of a sweep may end at the same time
+                write_json(path, [*entries(), entry][-KEPT:])
     except LabError as error:
         print(f"The ledger is not kept, and the next plan learns nothing from this run: {error}")
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from finelab import LabError, machine, recipe
+from finelab.run import create_run
 from finelab.train import ledger
 from finelab.train.cards import card_called
 from finelab.train.ledger import KEYS, correction, entries, ledger_path, machine_key, settle
@@ -66,7 +68,7 @@ class Trainer:
 def planned(run):
     """A run that was planned and trained; `factor` is what an earlier correction put into the plan."""
 
-    def planned(took=TOOK, factor=1.0):
+    def planned(took=TOOK, factor=1.0, run=run):
         factors = {"seconds": factor, "peak_memory_bytes": 1.0}
         run.record("plan", {"predicted": PLANNED, "correction": factors, "actual": {}, "error": {}})
         run.record("training", took)
@@ -111,6 +113,13 @@ def test_the_next_plan_on_this_machine_is_corrected(planned, profile, preset):
         "corrected by x1.20 (time) and x1.10 (memory) from 1 earlier run on this machine"
     ]
     assert correction("another machine") == ledger.NONE
+
+
+def test_runs_that_end_at_the_same_time_are_all_in_the_ledger(planned, profile, preset, tmp_path):
+    runs = [planned(run=create_run(tmp_path / f"run-{number}", preset)) for number in range(8)]
+    with ThreadPoolExecutor(len(runs)) as pool:
+        list(pool.map(lambda run: settle(run, profile, Trainer()), runs))
+    assert len(entries()) == len(runs)
 
 
 def test_a_run_of_seconds_corrects_nothing(planned, profile, preset):
