@@ -7,7 +7,7 @@ from finelab.data.pipeline import Prepared, example, prepare
 from finelab.data.read import Row, Source, open_source
 from finelab.data.report import left_out, repairs, repairs_of, summary
 from finelab.data.save import load_split, save
-from finelab.data.split import question_key
+from finelab.data.split import MIN_ROWS, question_key
 from finelab.data.standardize import Standardized, control_pattern, control_tokens, standardize
 from finelab.data.template import render, with_date
 from finelab.data.tokens import ChatTokenizer, Tokenized, tokenize
@@ -15,6 +15,7 @@ from finelab.data.xray import IGNORE
 
 __all__ = [
     "IGNORE",
+    "MIN_ROWS",
     "ChatTokenizer",
     "Conversation",
     "Prepared",

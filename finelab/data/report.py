@@ -11,7 +11,7 @@ import pyarrow as pa
 from finelab.data import duplicates, xray
 from finelab.data.dropped import DroppedRows
 from finelab.data.read import Source
-from finelab.data.split import VALIDATION
+from finelab.data.split import MIN_ROWS, VALIDATION
 from finelab.data.standardize import Standardized
 from finelab.recipe import Recipe
 
@@ -77,6 +77,8 @@ def report(
 def summary(numbers: Mapping[str, Any]) -> str:
     """The report in a few lines."""
     validation = f", {numbers['validation_rows']:,} for validation" if numbers["validation_rows"] else ""
+    no_verdict = f"\nfewer than {MIN_ROWS} held-out rows give no verdict: raise data.heldout_share"
+    few = no_verdict if numbers["heldout_rows"] < MIN_ROWS else ""
     return (
         f"{numbers['rows_in']:,} rows read, {numbers['rows_chosen']:,} of them chosen, "
         f"{numbers['rows_kept']:,} of those usable: {numbers['train_rows']:,} to train on, "
@@ -85,7 +87,7 @@ def summary(numbers: Mapping[str, Any]) -> str:
         f"({numbers['tokens_trained'] / numbers['tokens_total']:.0%}); "
         f"{numbers['truncated_share']:.1%} of the rows were cut, "
         f"{numbers['cut_answers']:,} inside an answer\n"
-        f"{numbers['leaked_rows']:,} held-out rows nearly repeat a training row"
+        f"{numbers['leaked_rows']:,} held-out rows nearly repeat a training row{few}"
     )
 
 

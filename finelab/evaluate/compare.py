@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finelab.data import question_key
+from finelab.data import MIN_ROWS, question_key
 from finelab.errors import LabError
 from finelab.show.numbers import signed
 
 IMPROVED, NO_CHANGE, WORSE, TOO_FEW = "improved", "no measurable change", "worse", "too few rows to tell"
-# With 5 rows 7 % of A/A comparisons were called a change, from 8 on 6 % (benchmarks/calibration.py).
-MIN_ROWS = 8
 DRAWN_AT_ONCE = 2_000_000  # row numbers of the bootstrap that are held in memory
 GROUPS = 40  # with numbers of their own, where their names come from the data
 NATS = "nats per token"

@@ -65,6 +65,15 @@ def test_the_numbers_add_up_and_every_row_is_somewhere(prepared, write_rows, pre
     assert all(check.passed for check in data.checks(report, preset.data))
 
 
+@pytest.mark.parametrize(("rows", "few"), [(30, True), (200, False)])
+def test_the_summary_says_where_a_small_file_leaves_too_few_rows_for_a_verdict(
+    prepared, write_rows, rows, few
+):
+    report = prepared(write_rows(many(rows))).report
+    assert (report["heldout_rows"] < 8) is few
+    assert ("fewer than 8 held-out rows give no verdict" in data.summary(report)) is few
+
+
 def test_tokens_are_counted_as_they_stand_in_the_rows(prepared, write_rows):
     made = prepared(write_rows(many(60)))
     rows = [each for name in ("train", "heldout") for each in made.split(name)]
