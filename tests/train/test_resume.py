@@ -28,8 +28,8 @@ from tests.train.sittings import at_step, sit, trainer_of
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child for each sitting")
 KILLS = 30
-KILLED = {"num_train_epochs": 10, "save_steps": 1}
-STEPS = 40  # 30 kills get to about the 16th
+KILLED = {"num_train_epochs": 20, "save_steps": 1}
+STEPS = 80  # 30 kills get to the 60th at most
 LENGTHS = [{"input_ids": [3 + i] * (4 + i % 5), "labels": [3 + i] * (4 + i % 5)} for i in range(16)]
 
 
@@ -129,7 +129,9 @@ def test_the_step_by_hand_after_a_kill_and_a_signal(folder, by_hand, dtype):
 @pytest.mark.slow
 @forks
 def test_after_kill_9_at_random_moments(tmp_path):
-    """One run killed 30 times, in turn at any moment of a step and as soon as a checkpoint appears."""
+    """One run killed 30 times, in turn at any moment of its first steps, as soon as a checkpoint appears,
+    and at any moment after a whole one.
+    """
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)],
@@ -184,10 +186,10 @@ def killed(log, run, moment):
     return os.WIFSIGNALED(os.waitpid(number, 0)[1])
 
 
-def appears(run):
-    """Wait for one more checkpoint, whose files are still being written."""
+def appears(run, count=1):
+    """Wait for so many checkpoints more; the last one's files are still being written."""
     known = set(run.checkpoints.glob("checkpoint-*"))
-    while known.issuperset(run.checkpoints.glob("checkpoint-*")):
+    while len(set(run.checkpoints.glob("checkpoint-*")) - known) < count:
         time.sleep(0.001)
 
 
@@ -205,10 +207,15 @@ def kill_again_and_again(folder):
     dice, preset = random.Random(3407), recipe.load_preset("smollm2-135m")
     straight, broken = (create_run(folder / name, preset) for name in ("straight", "killed"))
     with (folder / "log.txt").open("wb") as log:
+        began = time.monotonic()
         os.waitpid(child(log, straight), 0)
-        step_s = straight.evidence()["training"]["seconds"] / STEPS
-        moments = [lambda: passes(broken, dice.uniform(0, 2 * step_s)), lambda: appears(broken)]
-        kills = sum(killed(log, broken, moments[number % 2]) for number in range(KILLS))
+        step_s = (time.monotonic() - began) / STEPS  # with its checkpoint
+        moments = [
+            lambda: passes(broken, dice.uniform(0, 2 * step_s)),
+            lambda: appears(broken),
+            lambda: (appears(broken, 2), passes(broken, dice.uniform(0, 2 * step_s))),
+        ]
+        kills = sum(killed(log, broken, moments[number % 3]) for number in range(KILLS))
         os.waitpid(child(log, broken), 0)
     said = (folder / "log.txt").read_text(encoding="utf-8")
     results = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("straight", "killed")}
