@@ -7,6 +7,7 @@ each sitting.
 """
 
 import json
+import math
 import os
 import random
 import signal
@@ -186,17 +187,13 @@ def killed(log, run, moment):
     return os.WIFSIGNALED(os.waitpid(number, 0)[1])
 
 
-def appears(run, count=1):
-    """Wait for so many checkpoints more; the last one's files are still being written."""
-    known = set(run.checkpoints.glob("checkpoint-*"))
-    while len(set(run.checkpoints.glob("checkpoint-*")) - known) < count:
-        time.sleep(0.001)
+def appears(run, count=1, seconds=math.inf):
+    """Wait for so many checkpoints more, the last one's files are still being written, or for so long.
 
-
-def passes(run, seconds):
-    """Wait so long, or until two checkpoints more: the machine may be faster than when a step was timed."""
+    With both, as the machine may be faster than when a step was timed.
+    """
     known, end = set(run.checkpoints.glob("checkpoint-*")), time.monotonic() + seconds
-    while time.monotonic() < end and len(set(run.checkpoints.glob("checkpoint-*")) - known) < 2:
+    while time.monotonic() < end and len(set(run.checkpoints.glob("checkpoint-*")) - known) < count:
         time.sleep(0.001)
 
 
@@ -211,9 +208,9 @@ def kill_again_and_again(folder):
         os.waitpid(child(log, straight), 0)
         step_s = (time.monotonic() - began) / STEPS  # with its checkpoint
         moments = [
-            lambda: passes(broken, dice.uniform(0, 2 * step_s)),
+            lambda: appears(broken, 2, dice.uniform(0, 2 * step_s)),
             lambda: appears(broken),
-            lambda: (appears(broken, 2), passes(broken, dice.uniform(0, 2 * step_s))),
+            lambda: (appears(broken, 2), appears(broken, 2, dice.uniform(0, 2 * step_s))),
         ]
         kills = sum(killed(log, broken, moments[number % 3]) for number in range(KILLS))
         os.waitpid(child(log, broken), 0)
