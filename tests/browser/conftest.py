@@ -13,6 +13,8 @@ from tests.browser.scripted import serving
 ROOT = Path(__file__).parents[2]
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+# a name that isn't localhost for this machine: such a page, over http, has no secure context
+FLAGS.append("--host-resolver-rules=MAP lab.invalid 127.0.0.1")
 
 
 @pytest.fixture(scope="package")  # its event loop runs in this thread, where later tests start kernels
