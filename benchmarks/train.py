@@ -11,7 +11,8 @@ bfloat16, and with FINELAB_MACHINE="dtype=float32", all are in float32 and the f
   without Triton, so 1.16 is put into a folder of its own;
 - unsloth: Unsloth's CPU backend, 2 x 4 padded rows;
 - litgpt: `litgpt finetune_lora`, 2 x 4 padded rows, with its cosine schedule, packages in a folder too;
-- ours: the notebook's calls, with `cpu_llama.install` and the padding-free collator;
+- ours: the notebook's calls, with `cpu_llama.install` and the padding-free collator, 8 rows at once, which two
+  processes share;
 - float32: TRL's first 8 steps in float32, which say how far bfloat16 moves the loss.
 
 The limit is the rate of that dtype's matrix products at the model's shapes, measured beside each run, over
@@ -25,7 +26,6 @@ import json
 import os
 import platform
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -40,7 +40,8 @@ from finelab import machine, recipe
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, SHORTEST, LONGEST = 256, 64, 1024
-ROWS_PER_STEP, MICRO_BATCH = 8, 2
+ROWS_PER_STEP = 8
+MICRO_BATCH, OURS = 2, 8  # rows at once
 EXACT_STEPS = 8
 TRL = ["trl==1.16.0"]
 LITGPT = ["litgpt==0.5.13", "lightning==2.6.6", "pytorch-lightning==2.6.6", "lightning-utilities==0.15.3"]
@@ -170,7 +171,7 @@ def train(name: str, path: Path, steps: int) -> dict:
         "tokens_per_s": round(tokens / seconds, 1),
         "trained_tokens_per_s": round(trained / seconds, 1),
         "flops_per_s": operations(rows) / seconds,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": machine.peak_memory_bytes(),
         "threads": torch.get_num_threads(),
         "losses": losses,
     }
@@ -246,8 +247,9 @@ def train_trl(name: str, rows: list[dict]) -> tuple[list[float], list[float]]:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             losses.extend([logs["loss"]] if "loss" in logs else [])
 
-    collator = DataCollatorForSeq2Seq(tokenizer)
+    collator, rows_at_once = DataCollatorForSeq2Seq(tokenizer), MICRO_BATCH
     if name == "ours":
+        rows_at_once = OURS
         from finelab import train as lab
         from finelab.train import cpu_llama
 
@@ -262,8 +264,8 @@ def train_trl(name: str, rows: list[dict]) -> tuple[list[float], list[float]]:
             args=SFTConfig(
                 output_dir=folder,
                 max_length=LONGEST,
-                per_device_train_batch_size=MICRO_BATCH,
-                gradient_accumulation_steps=ROWS_PER_STEP // MICRO_BATCH,
+                per_device_train_batch_size=rows_at_once,
+                gradient_accumulation_steps=ROWS_PER_STEP // rows_at_once,
                 num_train_epochs=1,
                 train_sampling_strategy="sequential",
                 learning_rate=chosen.training.learning_rate,

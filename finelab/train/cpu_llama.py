@@ -31,6 +31,7 @@ from torch.nn.functional import pad
 from finelab.data import IGNORE
 from finelab.machine import KEPT, Profile, keep_freed_memory
 from finelab.train.documents import BLOCK, ROWS, Batch
+from finelab.train.halves import Halves
 
 SLAB = 1 << 26  # bytes: a tensor of 2,048 rows takes at most a fifth of one
 PIECE = 16  # rows of scores at once in float32: 3 MB of 49,152 scores stay in the processor's cache
@@ -88,6 +89,7 @@ def install(model: Any, profile: Profile) -> str:
         return f"PyTorch's autograd, as the step by hand does not fit: {reason}"
     keep_freed_memory()
     llama, forward = Llama(base, profile.torch_dtype()), base.forward
+    step = Halves(llama) if profile.processes > 1 else llama
     adapted = next(module for module in base.modules() if hasattr(module, "lora_A"))
 
     def by_hand(
@@ -111,12 +113,12 @@ def install(model: Any, profile: Profile) -> str:
             return forward(input_ids, attention_mask, position_ids, labels=labels, **kwargs)
         batch = Batch.of(input_ids, labels, attention_mask, position_ids)
         with torch.autocast("cpu", enabled=False):
-            total = _Step.apply(llama, batch, *llama.parameters) if learns else llama.score(batch)
+            total = _Step.apply(step, batch, *llama.parameters) if learns else step.score(batch)
         count = len(batch.labelled) if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / max(count, 1))
 
     base.forward = types.MethodType(by_hand, base)
-    return f"forward and backward by hand, in {profile.dtype}"
+    return f"forward and backward by hand, in {profile.dtype}{', in two processes' * (step is not llama)}"
 
 
 def _padded_before(attention_mask: Tensor | None) -> bool:
@@ -155,7 +157,7 @@ class _Step(torch.autograd.Function):  # type: ignore[misc]
     """The sum of the batch's losses; its gradients are there when the forward returns."""
 
     @staticmethod
-    def forward(ctx: Any, llama: Llama, batch: Batch, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, llama: Llama | Halves, batch: Batch, *parameters: Tensor) -> Tensor:
         loss, ctx.gradients = llama.step(batch)
         return loss
 
@@ -175,6 +177,10 @@ class Slabs:
     def __init__(self) -> None:
         self.free()
         KEPT.add(self)
+
+    def __reduce__(self) -> tuple[type[Slabs], tuple[()]]:
+        """Another process has slabs of its own."""
+        return Slabs, ()
 
     def free(self) -> None:
         """Give the slabs back: the next step takes as many as it needs."""
@@ -228,8 +234,12 @@ class Projection:
         self.norm = torch.ones(self.inputs) if norm is None else norm.weight.detach().float()
         weights = [base.weight.detach() * self.norm for base in bases]
         self.matrix[: self.outputs, : self.inputs] = torch.cat(weights)
-        into_A, into_B = self.matrix[self.outputs :, : self.inputs], self.matrix[:, self.inputs :]
-        self.places = [(into_A[ranks], into_B[rows, ranks]) for rows, ranks, *_ in self.adapters]
+
+    @property
+    def places(self) -> list[tuple[Tensor, Tensor]]:
+        """Where A and s B of each adapter lie in the matrix."""
+        A, B = self.matrix[self.outputs :, : self.inputs], self.matrix[:, self.inputs :]
+        return [(A[ranks], B[rows, ranks]) for rows, ranks, *_ in self.adapters]
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -293,12 +303,14 @@ class Llama:
         self.kv_heads = config.num_key_value_heads
         self.group = config.num_attention_heads // self.kv_heads  # queries that share a key
         self.head_dim = base.model.layers[0].self_attn.head_dim
-        self.embedding = base.model.embed_tokens.weight.detach()
-        self.rotary = base.model.rotary_emb
+        self.frequencies = base.model.rotary_emb.inv_freq.float()
         self.layers = [Layer(layer, dtype) for layer in base.model.layers]
         self.slabs = Slabs()
         self.norm = base.model.norm.weight.detach().to(dtype)
-        self.head = base.lm_head.weight.detach().to(dtype)
+        embedding, head = base.model.embed_tokens.weight, base.lm_head.weight
+        self.embedding = embedding.detach()
+        same = head is embedding and head.dtype == dtype  # then it is pickled once
+        self.head = self.embedding if same else head.detach().to(dtype)
         future = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu(1).repeat_interleave(self.group, 0)
         self.mask = torch.zeros(future.shape, dtype=dtype).masked_fill_(future, float("-inf"))
 
@@ -340,9 +352,9 @@ class Llama:
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of each row's angles; attention's 1 / sqrt(head_dim) is shared by query and key."""
-        cos, sin = self.rotary(torch.empty(0), positions[None])
-        half, scale = self.head_dim // 2, self.head_dim**-0.25
-        return cos[0, :, None, :half] * scale, sin[0, :, None, :half] * scale
+        angles = positions[:, None, None] * self.frequencies
+        scale = self.head_dim**-0.25
+        return angles.cos() * scale, angles.sin() * scale
 
     def layer(self, layer: Layer, x: Tensor, angles: tuple[Tensor, Tensor], batch: Batch) -> tuple[Any, ...]:
         """Add a layer's two branches to `x`; gives what its backward needs."""

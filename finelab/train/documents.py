@@ -22,6 +22,9 @@ from finelab.data import IGNORE
 ROWS = 32  # 16 leaves more kernels to build, 64 computes more rows for nothing
 BLOCK = 192  # keys at whose multiples a block of queries ends: attention takes 1.05 times as long at 128
 BEGINNING = 16  # tokens: what is computed once costs some small operations in each layer
+LONG = 1024  # tokens of a document whose attention takes as long as all else
+WHOLE = 1.3  # the time of a whole batch over that of two equal halves side by side
+SENT = 64  # tokens that are computed while a half of a batch and its gradients are sent
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,36 @@ class Batch:
             labelled = (targets[first:after] != IGNORE).nonzero()
             if len(labelled):  # what follows the last label decides nothing
                 whole.append(torch.arange(first, first + int(labelled[-1]) + 1))
+        return cls._of(whole, ids, positions, targets)
+
+    @classmethod
+    def _of(cls, whole: list[Tensor], ids: Tensor, positions: Tensor, targets: Tensor) -> Batch:
+        """From the rows of each document, which ends with a label."""
         documents, taken, keys = _laid_out(_alike(whole, ids, targets))
         targets = targets[taken]
         labelled = (targets != IGNORE).nonzero().flatten()
         spare = (0, -len(taken) % ROWS)
         ids, positions = (pad(each[taken], spare) for each in (ids, positions))
         return cls(ids, positions, labelled, targets[labelled], documents, keys)
+
+    def halves(self, threads: tuple[int, int]) -> tuple[Batch, Batch] | None:
+        """Its documents in two batches, for so many threads each; None where the whole is as fast."""
+        ends = set(self.labelled.tolist())  # a shared beginning does not end with a label
+        loads = [0.0, 0.0]
+        parts: tuple[list[Tensor], list[Tensor]] = [], []
+        whole = [each for each in self.documents if each.after - 1 in ends]
+        for each in sorted(whole, key=lambda each: each.first - each.after - each.shared):
+            rows = self.keys[each.key : each.key + each.shared + each.after - each.first]
+            load = len(rows) * (1 + len(rows) / LONG)
+            half = min((0, 1), key=lambda half: (loads[half] + load) / threads[half])
+            loads[half] += load
+            parts[half].append(rows)
+        slower = max(load / count for load, count in zip(loads, threads, strict=True))
+        if slower + SENT >= WHOLE * sum(loads) / sum(threads):
+            return None
+        targets = torch.full_like(self.ids, IGNORE).index_copy_(0, self.labelled, self.targets)
+        first, second = (self._of(part, self.ids, self.positions, targets) for part in parts)
+        return first, second
 
     @property
     def end(self) -> int:

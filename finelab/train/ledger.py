@@ -62,7 +62,7 @@ def machine_key(recipe: Recipe, profile: Profile) -> str:
 
     lora = recipe.lora
     threads = f" x {torch.get_num_threads()}" if profile.device == "cpu" else ""
-    by_hand = ", by hand" * profile.fast_cpu_step
+    by_hand = ", by hand" * profile.fast_cpu_step + " in two processes" * (profile.processes > 1)
     adapter = f"r {lora.r} on {len(lora.target_modules)} modules" + " with DoRA" * lora.use_dora
     dtype = str(profile.dtype) + " on 4 bit" * profile.load_in_4bit
     return f"{profile.hardware.name}{threads}, {recipe.model.model_name}, {dtype}{by_hand}, {adapter}"

@@ -17,12 +17,13 @@ from typing import Any
 
 from finelab.embedded.model import EMBEDDED
 from finelab.errors import LabError
-from finelab.machine import Profile
+from finelab.machine import OVERRIDE, Profile
 from finelab.recipe import Recipe
 
 ALLOCATOR = 1.15  # reserved over allocated on CUDA [seed]: 1.152 GiB for 0.999 GiB of weights and adapter
 CUDA_CONTEXT = 500_000_000  # 0.3 to 0.6 GB, which torch does not count as reserved
 CPU_CONTEXT = 700_000_000  # Python, torch and Unsloth: what is left of 1.48 GB measured at 306 tokens
+HALVES_CONTEXT = 200_000_000  # the second process's own: Python and torch; 170 MB measured, 0.79 GB in all
 CUDA_LAYER = 48  # bytes per token and hidden unit while one layer is recomputed [zoo]
 SCORED_AT_ONCE = 256  # positions whose logits `evaluate.token_nll` holds in fp32, with their log-softmax
 CUDA_LOGIT_ROWS = 2048  # rows of fp32 logits that are alive at once [zoo]
@@ -139,7 +140,8 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
 class Setting:
     """What memory depends on besides the shape; `length` is the longest padded row in tokens.
 
-    `fast_cpu_step` is the step by hand of `cpu_llama.py`, which is not taken with checkpointing.
+    `fast_cpu_step` is the step by hand of `cpu_llama.py`, which is not taken with checkpointing, in so many
+    `processes`.
     """
 
     r: int
@@ -151,11 +153,17 @@ class Setting:
     use_gradient_checkpointing: str | bool
     device: str
     fast_cpu_step: bool = False
+    processes: int = 1
 
     @property
     def by_hand(self) -> bool:
         """Whether the step by hand is taken."""
         return self.fast_cpu_step and not self.use_gradient_checkpointing
+
+    @property
+    def halves(self) -> bool:
+        """Whether a second process computes half of each batch."""
+        return self.by_hand and self.processes > 1
 
 
 def setting_of(recipe: Recipe, profile: Profile, batch_size: int, length: int) -> Setting:
@@ -172,6 +180,7 @@ def setting_of(recipe: Recipe, profile: Profile, batch_size: int, length: int) -
         use_gradient_checkpointing=profile.use_gradient_checkpointing,
         device=profile.device,
         fast_cpu_step=bool(profile.fast_cpu_step),
+        processes=profile.processes,
     )
 
 
@@ -197,12 +206,12 @@ def memory(shape: ModelShape, setting: Setting) -> dict[str, int]:
     slack = ALLOCATOR if cuda else 1
     return {
         "weights": round(_weight_bytes(shape, setting.weight_bits) * slack) + _laid_out(shape, setting),
-        "adapter": round(4 * adapter * slack),
-        "gradients": 4 * adapter,
+        "adapter": round(4 * adapter * slack) * (1 + setting.halves),
+        "gradients": 4 * adapter * (1 + setting.halves),
         "optimizer": setting.optimizer_bytes * adapter,
         "activations": setting.batch_size * setting.length * _activations(shape, setting),
         "logits": _logits(shape, setting),
-        "context": CUDA_CONTEXT if cuda else CPU_CONTEXT,
+        "context": CUDA_CONTEXT if cuda else CPU_CONTEXT + HALVES_CONTEXT * setting.halves,
     }
 
 
@@ -230,9 +239,13 @@ def _weight_bytes(shape: ModelShape, bits: int) -> int:
 
 
 def _laid_out(shape: ModelShape, setting: Setting) -> int:
-    """The step by hand computes from a copy of the projections, with the adapters in it."""
+    """The step by hand computes from a copy of the projections, with the adapters in it.
+
+    A second process has another one, and the rest of the weights, too.
+    """
     adapter = shape.adapter(setting.r, setting.target_modules)
-    return (shape.body + adapter) * setting.weight_bits // 8 if setting.by_hand else 0
+    copies = setting.by_hand * (shape.body + adapter) * (1 + setting.halves) + setting.halves * shape.others
+    return copies * setting.weight_bits // 8
 
 
 def _activations(shape: ModelShape, setting: Setting) -> int:
@@ -272,7 +285,7 @@ def saved_by_hand(shape: ModelShape, setting: Setting) -> int:
 def _logits(shape: ModelShape, setting: Setting) -> int:
     tokens = setting.batch_size * setting.length
     if setting.by_hand:
-        return min(tokens * shape.vocab_size * setting.weight_bits // 8, SLAB)
+        return min(tokens * shape.vocab_size * setting.weight_bits // 8, SLAB * (1 + setting.halves))
     if setting.device == "cuda":
         return 4 * min(tokens, CUDA_LOGIT_ROWS) * shape.vocab_size
     return 3 * 4 * min(tokens * shape.vocab_size, CPU_LOGITS)  # logits, softmax and a copy in 16 bit
@@ -353,6 +366,8 @@ def _settings(start: Setting, accumulation: int) -> Iterator[tuple[Setting, int]
     while lengths[-1] // 2 >= SHORTEST_LENGTH:
         lengths.append(lengths[-1] // 2)
     yield start, accumulation
+    if start.halves:
+        start = dataclasses.replace(start, processes=1)
     bits = [start.weight_bits, 4] if start.device == "cuda" else [start.weight_bits]
     if start.device == "cuda" and not start.use_gradient_checkpointing:
         start = dataclasses.replace(start, use_gradient_checkpointing="unsloth")
@@ -365,6 +380,8 @@ def _changes(model: str, start: Setting, name: str, wanted: Setting, group: int)
     """The changes as the recipe's keys take them."""
     if name != model:
         yield f"model {name}"
+    if wanted.halves != start.halves:
+        yield f"{OVERRIDE}=processes={wanted.processes}"
     if wanted.weight_bits != start.weight_bits:
         yield "model.load_in_4bit=true"
     if wanted.use_gradient_checkpointing != start.use_gradient_checkpointing:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from finelab.machine import Profile, out_of_memory, release_memory
+from finelab.machine import Profile, helpers_memory, out_of_memory, release_memory
 from finelab.run import Run
 from finelab.train.batches import collator, no_progress_bars, positions, training_rows
 from finelab.train.probe import prepared, step, unchanged
@@ -111,7 +111,7 @@ def first_batch(lengths: Sequence[int], batches: Sequence[list[int]], device: st
 
 @contextlib.contextmanager
 def _peak_memory() -> Iterator[Callable[[], int]]:
-    """Yield what gives the peak of the block: reserved by torch on CUDA, else resident in this process.
+    """Yield what gives the peak of the block: reserved by torch on CUDA, else resident here and in helpers.
 
     The process's own record of its peak (`machine.peak_memory_bytes`) never falls, so it is sampled.
     """
@@ -122,12 +122,16 @@ def _peak_memory() -> Iterator[Callable[[], int]]:
         torch.cuda.reset_peak_memory_stats()
         yield lambda: int(torch.cuda.max_memory_reserved())
         return
-    process, ended = psutil.Process(), threading.Event()
-    seen = [process.memory_info().rss]
+    process, ended, seen = psutil.Process(), threading.Event(), []
+
+    def sample() -> None:
+        seen.append(process.memory_info().rss + helpers_memory())
 
     def sample_until_ended() -> None:
         while not ended.wait(0.02):
-            seen.append(process.memory_info().rss)
+            sample()
+
+    sample()
 
     thread = threading.Thread(target=sample_until_ended, daemon=True)
     thread.start()
