@@ -67,7 +67,7 @@ class Halves:
         """What the call gives for this process's batch and for the other's."""
         second = self.second = self.second or Second(self.llama, self.threads[1])
         try:
-            second.ask(call, theirs, flattened(self.parameters).numpy())
+            second.ask((call, theirs, flattened(self.parameters).numpy()))
             with _threads(self.threads[0]):
                 given = getattr(self.llama, call)(mine)
             return given, second.answer()
@@ -97,13 +97,12 @@ class Second:
         self.end = weakref.finalize(self, _end, self.process)
         self.requests: Any = self.process.stdin
         self.answers: Any = self.process.stdout
-        with self._alive():
-            pickle.dump(llama, self.requests)
+        self.ask(llama)
         KEPT.add(self)
         HELPERS.add(self)
 
-    def ask(self, *request: Any) -> None:
-        """Send a request; LabError where the process has ended."""
+    def ask(self, request: Any) -> None:
+        """Send a request, of which the first is the model; LabError where the process has ended."""
         with self._alive():
             pickle.dump(request, self.requests)
             self.requests.flush()
@@ -120,7 +119,7 @@ class Second:
     def free(self) -> None:
         """Give back what it keeps for its next step."""
         if self.process.poll() is None:
-            self.ask("free")
+            self.ask(("free",))
             self.answer()
 
     @contextlib.contextmanager

@@ -28,7 +28,7 @@ def result(name):
 
 
 MAIN_JOB = result("main_job.json")["details"]
-TRAIN, FLOAT32 = result("train.json"), result("train_float32.json")
+TRAIN, FLOAT32, TILES = (result(f"train{name}.json") for name in ("", "_float32", "_tiles"))
 
 
 def fields():
@@ -155,6 +155,7 @@ LOSSES = TRAIN["details"]["largest_loss_difference_from_float32_over_the_first_8
         ("tune", f"{SPEED:.2f} times the trained tokens/s"),
         ("fast_cpu_step", f"{TRAIN['ratios']['trl']:.1f} times the trained tokens/s of TRL and PEFT"),
         ("fast_cpu_step", f"{FLOAT32['ratios']['trl']:.1f} and {FLOAT32['ratios']['unsloth']:.1f} times"),
+        ("fast_cpu_step", f"{TILES['ratios']['trl']:.1f} and {TILES['ratios']['unsloth']:.1f} times."),
         ("fast_cpu_step", f"{TRAIN['ratios']['unsloth']:.1f} times Unsloth's CPU backend"),
         ("fast_cpu_step", f"within {LOSSES['ours']} nats"),
         ("dtype", f"Unsloth's within {LOSSES['unsloth']}, TRL's within {LOSSES['trl']}"),

@@ -149,8 +149,12 @@ def train_tiles(found, ratios):
     yield f"{ratios['unsloth']:.1f} times as many as Unsloth and {ratios['litgpt']:.1f} times as many as"
     sizes = gigabytes(found, "ours", "trl", "unsloth", "litgpt")
     yield "LitGPT, in {} GB where they take {}, {} and {}".format(*sizes)
-    shares = used(found, "ours", "unsloth", "litgpt", "trl")
-    yield "It uses {} % of what the products allow, Unsloth {} %, LitGPT {} % and TRL {} %".format(*shares)
+    names = "ours", "unsloth", "trl", "litgpt"
+    limits = (found["runs"][name]["limit_flops_per_s"] / 1e9 for name in names)
+    allowed = "allowed {:,.0f} GFLOP/s beside our run, {:,.0f} beside Unsloth's, {:,.0f} beside TRL's and {:,.0f}"
+    yield allowed.format(*limits)
+    off = found["largest_loss_difference_from_float32_over_the_first_8_steps"]["ours"]
+    yield f"within {off} nats of float32's over the first 8 steps ([train_tiles.json]"
 
 
 def train_float32(found, ratios):
