@@ -151,7 +151,7 @@ def train_tiles(found, ratios):
     yield "LitGPT, in {} GB where they take {}, {} and {}".format(*sizes)
     names = "ours", "unsloth", "trl", "litgpt"
     limits = (f"{found['runs'][name]['limit_flops_per_s'] / 1e9:,.0f}" for name in names)
-    yield "allowed {} GFLOP/s beside our run, {} beside Unsloth's, {} beside TRL's and {} beside".format(*limits)
+    yield "{} GFLOP/s beside our run, {} beside Unsloth's, {} beside TRL's and {} beside".format(*limits)
     off = found["largest_loss_difference_from_float32_over_the_first_8_steps"]["ours"]
     yield f"within {off} nats of float32's over the first 8 steps ([train_tiles.json]"
 
