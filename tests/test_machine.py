@@ -83,6 +83,7 @@ def test_a_card_without_bfloat16_merges_in_float16_whatever_it_trains_in(preset,
     [
         *("dtyp=float32", "dtype", "dtype=float8", "load_in_4bit=no", "fast_cpu_step=0"),
         *("use_gradient_checkpointing=off", "dataset_num_proc=two", "dataset_num_proc=true"),
+        *("processes=0", "processes=3", "processes=true", "processes=two"),
     ],
 )
 def test_a_wrong_override_is_refused(preset, text):
@@ -146,6 +147,24 @@ def test_what_the_step_by_hand_does_not_know_is_left_to_autograd(preset, change)
     assert decide(CPU, preset).fast_cpu_step
     decision = decide(CPU, override(preset, [change])).decisions["fast_cpu_step"]
     assert (decision.value, "without dropout or DoRA" in decision.reason) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("threads", "changes", "processes"),
+    [
+        (1, [], 1),
+        (2, [], 2),
+        (8, [], 2),
+        (8, ["training.fast_cpu_step=false"], 1),
+        (8, ["lora.use_dora=true"], 1),
+    ],
+)
+def test_a_second_process_helps_the_step_by_hand_where_torch_has_several_threads(
+    preset, threads, changes, processes
+):
+    hardware = dataclasses.replace(CPU, threads=threads)
+    assert decide(hardware, override(preset, changes)).processes == processes
+    assert decide(hardware, override(preset, changes), "processes=1").processes == 1
 
 
 def test_a_deleted_model_that_refers_to_itself_is_released():

@@ -241,6 +241,18 @@ def test_checkpointing_goes_without_the_step_by_hand_and_takes_less():
     assert parts["activations"] + parts["logits"] == pytest.approx(2.16e9, rel=0.1)
 
 
+def test_a_second_process_takes_weights_of_its_own_and_leaving_it_out_is_the_mildest_change():
+    name, shape = "Llama-3.2-1B", SHAPES["Llama-3.2-1B"]
+    one = change(device="cpu", weight_bits=16, fast_cpu_step=True, use_gradient_checkpointing=False)
+    two = dataclasses.replace(one, processes=2)
+    less, more = (sum(memory(shape, each).values()) for each in (one, two))
+    assert 2.5e9 < more - less < 3.2e9  # 1.24 billion weights in 16 bit, an adapter, Python and torch
+    assert nearest_fit(name, shape, two, 4, more).changes == ()
+    assert nearest_fit(name, shape, two, 4, less).changes == ("FINELAB_MACHINE=processes=1",)
+    checkpointing = dataclasses.replace(two, use_gradient_checkpointing=True)
+    assert memory(shape, checkpointing) == memory(shape, dataclasses.replace(checkpointing, processes=1))
+
+
 BIG = change(batch_size=8, weight_bits=16)
 
 
