@@ -24,7 +24,7 @@ BLOCK = 192  # keys at whose multiples a block of queries ends: attention takes 
 BEGINNING = 16  # tokens: what is computed once costs some small operations in each layer
 LONG = 1024  # tokens of a document whose attention takes as long as all else
 WHOLE = 1.3  # the time of a whole batch over that of two equal halves side by side
-SENT = 64  # tokens that are computed while a half of a batch and its gradients are sent
+SENT = 256  # tokens that are computed while a half and its gradients are sent, and its kernels are built
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tests.tiny import base_model, with_adapter
 from tests.train.test_cpu_llama import HARDWARE, documents_of, flat, loss_and_gradients, model_of, padded
 from tests.train.test_resume import assert_the_same, finish, stop_at
 
-LENGTHS = [300, 40, 270, 310, 180, 150]
+LENGTHS = [600, 80, 540, 620, 360, 300]
 
 
 def batch_of(lengths, trained=0.6, seed=0):
@@ -55,7 +55,7 @@ def assert_as_alone(halves, batch):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=9),
+    lengths=st.lists(st.integers(1, 800), min_size=1, max_size=9),
     trained=st.sampled_from([0.0, 0.1, 0.6, 1.0]),
     seed=st.integers(0, 1000),
 )
@@ -66,7 +66,7 @@ def test_loss_and_gradients_are_those_of_one_process(halves, lengths, trained, s
 @settings(deadline=None)
 @given(
     prompt=st.integers(0, 60),
-    lengths=st.lists(st.integers(2, 400), min_size=1, max_size=9),
+    lengths=st.lists(st.integers(2, 800), min_size=1, max_size=9),
     threads=st.sampled_from([(1, 1), (2, 1), (4, 4)]),
 )
 def test_each_document_is_in_one_half_and_whole(prompt, lengths, threads):
@@ -200,7 +200,7 @@ def test_nothing_is_left_of_it_when_the_model_goes():
 
 @pytest.mark.slow
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, preset, profile):
-    documents, labels = documents_of([300, 40, 270, 310] * 8, 0.6)
+    documents, labels = documents_of([600, 620, 580, 610] * 8, 0.6)
     rows = [{"input_ids": ids, "labels": learned} for ids, learned in zip(documents, labels, strict=True)]
 
     def args():
