@@ -11,8 +11,8 @@ bfloat16, and with FINELAB_MACHINE="dtype=float32", all are in float32 and the f
   without Triton, so 1.16 is put into a folder of its own;
 - unsloth: Unsloth's CPU backend, 2 x 4 padded rows;
 - litgpt: `litgpt finetune_lora`, 2 x 4 padded rows, with its cosine schedule, packages in a folder too;
-- ours: the notebook's calls, with `cpu_llama.install` and the padding-free collator, 8 rows at once, which
-  two processes share; padded, Unsloth's 8 at once take 1.2 times as long as 2 x 4, and 13 GB;
+- ours: the notebook's calls, with `cpu_llama.install` and the padding-free collator, 2 x 4 rows, and with
+  tiles 8 at once, which two processes share; Unsloth's 8 at once take 1.2 times as long as 2 x 4, and 13 GB;
 - float32: TRL's first 8 steps in float32, which say how far bfloat16 moves the loss.
 
 The limit is the rate of that dtype's matrix products at the model's shapes, measured beside each run, over
@@ -41,7 +41,7 @@ from finelab import machine, recipe
 RESULTS = Path(__file__).parent / "results"
 ROWS, SHORTEST, LONGEST = 256, 64, 1024
 ROWS_PER_STEP = 8
-MICRO_BATCH, OURS = 2, 8  # rows at once
+MICRO_BATCH, SHARED = 2, 8  # rows at once; those that two processes share
 EXACT_STEPS = 8
 TRL = ["trl==1.16.0"]
 LITGPT = ["litgpt==0.5.13", "lightning==2.6.6", "pytorch-lightning==2.6.6", "lightning-utilities==0.15.3"]
@@ -249,12 +249,13 @@ def train_trl(name: str, rows: list[dict]) -> tuple[list[float], list[float]]:
 
     collator, rows_at_once = DataCollatorForSeq2Seq(tokenizer), MICRO_BATCH
     if name == "ours":
-        rows_at_once = OURS
         from finelab import train as lab
         from finelab.train import cpu_llama
 
-        print(cpu_llama.install(model, machine.profile(chosen)))
-        collator = lab.collator(tokenizer, machine.profile(chosen))
+        profile = machine.profile(chosen)
+        print(cpu_llama.install(model, profile))
+        collator = lab.collator(tokenizer, profile)
+        rows_at_once = SHARED if profile.processes > 1 else MICRO_BATCH
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
             model=model,

@@ -150,21 +150,23 @@ def test_what_the_step_by_hand_does_not_know_is_left_to_autograd(preset, change)
 
 
 @pytest.mark.parametrize(
-    ("threads", "changes", "processes"),
+    ("threads", "tiles", "changes", "processes"),
     [
-        (1, [], 1),
-        (2, [], 2),
-        (8, [], 2),
-        (8, ["training.fast_cpu_step=false"], 1),
-        (8, ["lora.use_dora=true"], 1),
+        (1, True, [], 1),
+        (2, True, [], 2),
+        (8, True, [], 2),
+        (8, False, [], 1),
+        (8, True, ["training.fast_cpu_step=false"], 1),
+        (8, True, ["lora.use_dora=true"], 1),
     ],
 )
-def test_a_second_process_helps_the_step_by_hand_where_torch_has_several_threads(
-    preset, threads, changes, processes
+def test_a_second_process_helps_the_step_by_hand_on_tiles_where_torch_has_several_threads(
+    preset, threads, tiles, changes, processes
 ):
-    hardware = dataclasses.replace(CPU, threads=threads)
+    hardware = dataclasses.replace(CPU, threads=threads, cpu_bfloat16=True, cpu_tiles=tiles)
     assert decide(hardware, override(preset, changes)).processes == processes
     assert decide(hardware, override(preset, changes), "processes=1").processes == 1
+    assert decide(hardware, override(preset, changes), "dtype=float32").processes == 1
 
 
 def test_a_deleted_model_that_refers_to_itself_is_released():
