@@ -20,6 +20,7 @@ from finelab.errors import LabError
 from finelab.machine import Profile, out_of_memory
 from finelab.recipe import Recipe
 from finelab.run import Run
+from finelab.show.live import SHARE, in_notebook
 from finelab.train import cards, ledger
 from finelab.train.batches import Batch, flattens, row_squares, token_counts
 from finelab.train.memory import (
@@ -41,7 +42,8 @@ from finelab.train.probe import Probe, probe, timed_look, timed_save
 from finelab.train.workload import Workload, schedule_of, workload, workload_of
 
 DRIFT = 0.10  # the least half-width of a probe's band: one batch again and again for 100 s varied by +-10 %
-CPU_ADAM_S = 3.5e-9  # clipping and AdamW take so long for each trained parameter
+CPU_ADAM_S = 5e-9  # clipping and AdamW take so long for each trained parameter; 3.5 to 5.6 measured
+SAVE_S = 0.15  # a checkpoint's small files, each forced to the disk, and its manifest
 LEDGER_BAND = 0.15  # of a time from earlier runs, whose rows may have been of other lengths
 SAVE_TOTAL_LIMIT = 2  # as notebook 03 saves; with early stopping the best one too
 
@@ -53,7 +55,7 @@ SAVE_TOTAL_LIMIT = 2  # as notebook 03 saves; with early stopping the best one t
 class Rate:
     """The seconds of a micro-batch, and half the width of the band around their sum, as a share.
 
-    `beside_s` is what the run takes besides.
+    The run takes `beside_share` of their sum and `beside_s` besides.
     """
 
     overhead_s: float
@@ -61,6 +63,7 @@ class Rate:
     per_square_s: float
     band_share: float
     basis: str
+    beside_share: float = 0.0
     beside_s: float = 0.0
 
     def seconds(self, batches: Sequence[Batch]) -> float:
@@ -68,7 +71,8 @@ class Rate:
         positions = sum(batch.positions for batch in batches)
         squares = sum(batch.squares for batch in batches)
         per_batch = self.overhead_s * len(batches)
-        return per_batch + self.per_token_s * positions + self.per_square_s * squares + self.beside_s
+        computing = per_batch + self.per_token_s * positions + self.per_square_s * squares
+        return computing * (1 + self.beside_share) + self.beside_s
 
 
 def fit_rate(timings: Sequence[tuple[Batch, float]]) -> Rate:
@@ -313,19 +317,20 @@ def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
 
 
 def _whole_rate(rate: Rate, run: Run, profile: Profile, trainer: Any, steps: int) -> Rate:
-    """The probe's rate with what no probe of micro-batches sees: optimizer steps, saves and looks."""
+    """The probe's rate with what no probe of micro-batches sees: optimizer steps, saves, looks, pictures."""
     trained = sum(each.numel() for each in trainer.model.parameters() if each.requires_grad)
     args, saves = trainer.args, 0
     looks = args.eval_steps if args.eval_strategy == "steps" else 0
     if args.save_strategy == "steps":
         # with early stopping each look saves, as it may be the best
         saves = stops(steps, args.save_steps, looks * args.load_best_model_at_end)
-    beside_s = saves * timed_save(run.checkpoints, 12 * trained)  # the adapter and Adam's moments in float32
+    adam = 12 * trained  # bytes of the adapter and Adam's moments in float32
+    beside_s = saves * (timed_save(run.checkpoints, adam) + SAVE_S)
     if profile.device == "cpu":
         beside_s += steps * trained * CPU_ADAM_S
     if looks:
         beside_s += (stops(steps, looks) + args.eval_on_start) * timed_look(trainer)
-    return dataclasses.replace(rate, beside_s=beside_s)
+    return dataclasses.replace(rate, beside_share=SHARE * in_notebook(), beside_s=beside_s)
 
 
 def stops(steps: int, *every: int) -> int:
