@@ -168,6 +168,17 @@ def train_float32(found, ratios):
     yield f"{found['limit_share']['ours'] / found['limit_share']['trl']:.1f} times TRL"
 
 
+def plan(found, ratios):
+    errors = [plan["error"]["seconds"] for plans in found["recipes"].values() for plan in plans]
+    assert len(errors) == 3 * len(found["recipes"])
+    assert max(errors) > -min(errors)
+    yield f"single runs took up to {100 * max(errors):.0f} % longer"
+    largest = found["largest_median_error"]
+    time, memory = largest["seconds"], largest["peak_memory_bytes"]
+    assert time <= 0.10 and memory <= 0.15  # what the lab promises
+    yield f"are at most {100 * time:.1f} % in time and {100 * memory:.1f} % in peak memory"
+
+
 def calibration(found, ratios):
     tries = found["simulations"]
     yield f"{tries - found['false_alarms']['resampled']} of {tries} tries"
@@ -182,7 +193,7 @@ def latency(found, ratios):
 
 @pytest.mark.parametrize(
     "sentences",
-    [data, shards, train, train_tiles, train_float32, calibration, latency],
+    [data, shards, plan, train, train_tiles, train_float32, calibration, latency],
     ids=lambda each: each.__name__,
 )
 def test_what_a_benchmark_measured_is_what_the_readme_says(sentences):

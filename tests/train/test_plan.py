@@ -408,10 +408,10 @@ def text_of(plan):
 
 
 def test_the_table_says_how_much_and_how_long(preset, profile):
-    rate = Rate(0.5, 0.01, 0, 0.1, "a probe of 9 micro-batches")
+    rate = Rate(0.5, 0.01, 0, 0.1, "a probe of 9 micro-batches", beside_share=0.02, beside_s=3)
     work = workload(*COUNTS, Schedule(2, 4, 1, -1, 3407))
     plan = make_plan(preset, profile, SHAPES["SmolLM2-135M"], work, rate, probed=Probe([], 1_500_000_000, 2))
-    seconds = 3 * 0.5 + 0.01 * work.padded_tokens
+    seconds = 1.02 * (3 * 0.5 + 0.01 * work.padded_tokens) + 3
     assert plan.predicted["seconds"] == pytest.approx(seconds, abs=0.01)
     assert plan.predicted["tokens_per_s"] == pytest.approx(340 / seconds, abs=0.01)
     adam, a_shape = 8 * 4_884_480, 0.5 * 28_608 * work.padded_tokens / 3
