@@ -75,6 +75,7 @@ NOT_EXECUTED = {
     "python benchmarks/report.py --add RUN": "writes into the results that the README shows",
     "python benchmarks/data.py": "minutes, beside TRL; tests/data has its data stage",
     "python benchmarks/shards.py": "a quarter of an hour; tests/data/test_shards.py checks what is made",
+    "python benchmarks/plan.py": "40 minutes; notebooks/test_main_job.py makes a plan and its run",
     "python benchmarks/train.py": "an hour, with peers that are downloaded",
     "python benchmarks/train.py --steps 12": "needs peers that are downloaded",
     "python benchmarks/card.py": "needs an NVIDIA card",
