@@ -90,7 +90,7 @@ class Batch:
         parts: tuple[list[Tensor], list[Tensor]] = [], []
         whole = [each for each in self.documents if each.after - 1 in ends]
         for each in sorted(whole, key=lambda each: each.first - each.after - each.shared):
-            rows = self.keys[each.key : each.key + each.shared + each.after - each.first]
+            rows = self.sees(each)
             load = len(rows) * (1 + len(rows) / LONG)
             half = min((0, 1), key=lambda half: (loads[half] + load) / threads[half])
             loads[half] += load
@@ -101,6 +101,11 @@ class Batch:
         targets = torch.full_like(self.ids, IGNORE).index_copy_(0, self.labelled, self.targets)
         first, second = (self._of(part, self.ids, self.positions, targets) for part in parts)
         return first, second
+
+    def sees(self, document: Document) -> Tensor:
+        """The rows that its last row sees: the whole document, with what it shares."""
+        own = document.after - document.first
+        return self.keys[document.key : document.key + document.shared + own]
 
     @property
     def end(self) -> int:

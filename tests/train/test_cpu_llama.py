@@ -58,16 +58,21 @@ def loss_and_gradients(model, batch, count):
     return loss.detach(), [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
 
 
-def assert_same(model, profile, documents, labels):
-    """The step's loss and gradients on the padded and on the flat batch are autograd's on the padded one."""
+def assert_same(model, profile, documents, labels, how=""):
+    """The step's loss and gradients on the padded and on the flat batch are autograd's on the padded one.
+
+    `how` ends what `install` says; gives the loss.
+    """
     count = max(1, sum(label != IGNORE for each in labels for label in each[1:]))
     loss, gradients = loss_and_gradients(model, padded(documents, labels), count)
-    assert cpu_llama.install(model, profile).startswith("forward and backward by hand")
+    said = cpu_llama.install(model, profile)
+    assert said.startswith("forward and backward by hand") and said.endswith(how)
     for batch in (padded(documents, labels), flat(documents, labels)):
         found, ours = loss_and_gradients(model, batch, count)
         torch.testing.assert_close(found, loss, rtol=1e-5, atol=1e-6)
         for one, other in zip(ours, gradients, strict=True):
             assert (one - other).norm() <= 1e-4 * other.norm() + 1e-6
+    return loss
 
 
 def documents_of(lengths, trained, seed=0):
