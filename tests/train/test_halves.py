@@ -141,13 +141,13 @@ def test_a_second_process_that_was_killed_is_said_and_another_takes_its_place(ha
 def test_memory_that_the_second_process_lacks_is_an_error_of_the_first(halves):
     import resource
 
-    batch = batch_of([1200] * 4)
+    halves = Halves(halves.llama)  # whose second process has not had memory that it could use again
+    batch = batch_of(LENGTHS)
     assert_as_alone(halves, batch)
-    machine.release_memory()
     process = psutil.Process(halves.second.process.pid)
     process.rlimit(resource.RLIMIT_AS, (process.memory_info().vms + 8_000_000, -1))
     with pytest.raises((RuntimeError, MemoryError)) as error:
-        halves.step(batch)
+        halves.step(batch_of([2400] * 4))  # which takes 230 MB more
     assert machine.out_of_memory(error.value)
     assert_as_alone(halves, batch)
 
