@@ -154,6 +154,7 @@ def test_memory_that_the_second_process_lacks_is_an_error_of_the_first(halves):
 
 def test_an_interrupt_in_the_middle_of_a_step_leaves_nothing_for_the_next(halves):
     one, other = batch_of(LENGTHS), batch_of(LENGTHS, seed=1)
+    assert_as_alone(halves, one)
     loss, halves.llama.loss = halves.llama.loss, lambda *_: signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         halves.step(one)
