@@ -182,8 +182,7 @@ def decide(hardware: Hardware, recipe: Recipe, overrides: str = "") -> Profile:
     settle("load_in_4bit", *_load_in_4bit(hardware, recipe))
     settle("use_gradient_checkpointing", *_checkpointing(hardware, recipe))
     settle("fast_cpu_step", *_fast_cpu_step(hardware, recipe))
-    tiles = hardware.cpu_tiles and decisions["dtype"].value == "bfloat16"
-    settle("processes", *_processes(hardware, decisions["fast_cpu_step"].value, tiles))
+    settle("processes", *_processes(hardware, decisions))
     settle("dataset_num_proc", *_workers(hardware))
     settle("dataloader_num_workers", 0, "the rows are tokenised beforehand")
     if forced:
@@ -383,16 +382,14 @@ def _fast_cpu_step(hardware: Hardware, recipe: Recipe) -> tuple[bool, str]:
     return True, "twice as fast as PyTorch's autograd, where the model allows it"
 
 
-def _processes(hardware: Hardware, by_hand: bool, tiles: bool) -> tuple[int, str]:
-    if not by_hand:
+def _processes(hardware: Hardware, decisions: dict[str, Decision]) -> tuple[int, str]:
+    if not decisions["fast_cpu_step"].value:
         return 1, "the second one is for the step by hand"
     if hardware.threads == 1:
         return 1, "torch has one thread"
-    if not tiles:
-        return (
-            1,
-            "matrix products in tiles would gain by a second; without, two take 0.92 to 0.97 of the time",
-        )
+    if not hardware.cpu_tiles or decisions["dtype"].value != "bfloat16":
+        without = "without, two take 0.92 to 0.97 of the time"
+        return 1, f"matrix products in tiles would gain by a second; {without}"
     return 2, "each computes half of a batch of long rows: 0.8 of the time of one with all threads"
 
 

@@ -324,8 +324,8 @@ def _whole_rate(rate: Rate, run: Run, profile: Profile, trainer: Any, steps: int
     if args.save_strategy == "steps":
         # with early stopping each look saves, as it may be the best
         saves = stops(steps, args.save_steps, looks * args.load_best_model_at_end)
-    adam = 12 * trained  # bytes of the adapter and Adam's moments in float32
-    beside_s = saves * (timed_save(run.checkpoints, adam) + SAVE_S)
+    size_bytes = 12 * trained  # the adapter and Adam's moments in float32
+    beside_s = saves * (timed_save(run.checkpoints, size_bytes) + SAVE_S)
     if profile.device == "cpu":
         beside_s += steps * trained * CPU_ADAM_S
     if looks:
