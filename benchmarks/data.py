@@ -76,6 +76,12 @@ def real_conversations(path: Path) -> Path:
     return path
 
 
+def short_ones(path: Path, limit: int, longest: int) -> list[str]:
+    """What makes a recipe one of `limit` of these conversations, without those of over `longest` tokens."""
+    changes = [f"data.sources=[{json.dumps(str(path))}]", "data.heldout_sources=[]", f"data.limit={limit}"]
+    return [*changes, f"model.max_seq_length={longest}", "data.truncation=drop", "data.max_dropped_share=1.0"]
+
+
 def measure(name: str, workers: int, path: Path) -> dict:
     """One path in a fresh process, with an empty cache."""
     with tempfile.TemporaryDirectory() as cache:

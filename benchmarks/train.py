@@ -34,7 +34,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data import real_conversations
+from data import real_conversations, short_ones
 
 from finelab import machine, recipe
 
@@ -92,8 +92,7 @@ def tokenised(folder: Path) -> list[dict]:
     from finelab.embedded.model import embedded_model
 
     path = real_conversations(folder / "conversations.jsonl")
-    changes = [f"data.sources=[{json.dumps(str(path))}]", "data.heldout_sources=[]", "data.limit=3000"]
-    changes += [f"model.max_seq_length={LONGEST}", "data.truncation=drop", "data.max_dropped_share=1.0"]
+    changes = short_ones(path, limit=3000, longest=LONGEST)
     chosen = recipe.override(recipe.load_preset("smollm2-135m"), changes)
     rows = prepare(chosen, AutoTokenizer.from_pretrained(embedded_model()), workers=2).split("train")
     columns = rows.select_columns(["input_ids", "labels"])
@@ -255,7 +254,8 @@ def train_trl(name: str, rows: list[dict]) -> tuple[list[float], list[float]]:
         profile = machine.profile(chosen)
         print(cpu_llama.install(model, profile))
         collator = lab.collator(tokenizer, profile)
-        rows_at_once = SHARED if profile.processes > 1 else MICRO_BATCH
+        if profile.processes > 1:
+            rows_at_once = SHARED
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
             model=model,
