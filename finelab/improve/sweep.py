@@ -23,7 +23,7 @@ def run_sweep(folder: Path, workers: int = 1, retry: bool = False) -> list[Outco
     trials, left = open_sweep(folder).trials(), left_of(folder, retry)
     stop, started = threading.Event(), time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(run_trial, trial, folder, stop, retry, workers) for trial in left]
+        futures = [pool.submit(run_trial, trial, folder, stop.is_set, retry, workers) for trial in left]
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 print(_progress(future.result(), done, len(left), time.monotonic() - started), flush=True)

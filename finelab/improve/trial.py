@@ -16,8 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,13 +90,17 @@ def outcome(trial: Trial, runs: Path) -> Outcome:
 
 
 def run_trial(
-    trial: Trial, runs: Path, stop: threading.Event | None = None, retry: bool = False, at_once: int = 1
+    trial: Trial,
+    runs: Path,
+    stop: Callable[[], bool] = lambda: False,
+    retry: bool = False,
+    at_once: int = 1,
 ) -> Outcome:
     """Bring a trial to its end in `runs / trial.name`, from where it is; one that has ended is kept.
 
-    With `retry` a failed trial is run again. `stop` ends it after a save; it then goes on next time. So does
-    one that a signal ended: it is waiting, and the reason names the signal. `at_once` trials share this
-    machine's cores.
+    With `retry` a failed trial is run again. Once `stop()` is true it saves, and KeyboardInterrupt is raised;
+    it goes on next time. So does one that a signal ended: it is waiting, and the reason names the signal.
+    `at_once` trials share this machine's cores.
     """
     folder = runs / trial.name
     if retry:
@@ -150,7 +153,7 @@ def heldout_losses(checkpoints: Path) -> dict[int, float]:
     return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
 
 
-def _prepare(trial: Trial, runs: Path, stop: threading.Event | None, threads: int) -> tuple[int, int]:
+def _prepare(trial: Trial, runs: Path, stop: Callable[[], bool], threads: int) -> tuple[int, int]:
     """Give the trial's run its rows; the steps that bring it nearest to the budget, and those of warm-up.
 
     The recipe's warm-up is for a whole run: its five steps were all that a short trial of large batches had.
@@ -169,7 +172,7 @@ def _prepare(trial: Trial, runs: Path, stop: threading.Event | None, threads: in
     return steps, min(training.warmup_steps, steps // 10)
 
 
-def _prepared_data(trial: Trial, runs: Path, stop: threading.Event | None, threads: int) -> Run:
+def _prepared_data(trial: Trial, runs: Path, stop: Callable[[], bool], threads: int) -> Run:
     """The run that has been through notebook 01 for all trials on the same data."""
     changes = trial.data_assignments
     name = f"data-{hashlib.sha256(repr(changes).encode()).hexdigest()[:8]}"
@@ -186,7 +189,7 @@ def _run(
     stage: str,
     assignments: Sequence[str],
     runs: Path,
-    stop: threading.Event | None,
+    stop: Callable[[], bool],
     threads: int,
 ) -> None:
     """`python -m finelab run` in a child; LabError with its last line when it fails, Killed by a signal."""
@@ -215,7 +218,7 @@ def _run(
             raise
     if _pruned(folder) or not child.returncode:  # once more: a quick child ends before it is looked at
         return
-    if child.returncode in INTERRUPTED or (stop and stop.is_set()):
+    if child.returncode in INTERRUPTED or stop():
         raise KeyboardInterrupt
     said = _last_line(folder / "output.txt")
     if child.returncode < 0:
@@ -223,18 +226,18 @@ def _run(
     raise LabError(said)
 
 
-def _held(path: Path, stop: threading.Event | None) -> AbstractContextManager[Any]:
-    """The lock at `path` once no other process has it, for a `with`; KeyboardInterrupt when `stop` is set."""
+def _held(path: Path, stop: Callable[[], bool]) -> AbstractContextManager[Any]:
+    """The lock at `path` once no other process has it, for a `with`; KeyboardInterrupt once `stop()`."""
     from filelock import FileLock, Timeout
 
-    while not (stop and stop.is_set()):
+    while not stop():
         with suppress(Timeout):
             return FileLock(path).acquire(timeout=POLL_S)
     raise KeyboardInterrupt
 
 
-def _wait(child: subprocess.Popen[bytes], folder: Path, stop: threading.Event | None) -> None:
-    """Until the child ends: asked to save and end when `stop` is set or the trial is clearly bad."""
+def _wait(child: subprocess.Popen[bytes], folder: Path, stop: Callable[[], bool]) -> None:
+    """Until the child ends: asked to save and end once `stop()` or the trial is clearly bad."""
     asked = False
     while True:
         try:
@@ -242,7 +245,7 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, stop: threading.Event | 
             return
         except subprocess.TimeoutExpired:
             pass
-        if not asked and (_pruned(folder) or (stop and stop.is_set())):
+        if not asked and (_pruned(folder) or stop()):
             child.send_signal(SAVE)
             asked = True
 

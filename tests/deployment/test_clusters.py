@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -14,12 +15,13 @@ from finelab.files import write_json, write_text
 from finelab.improve import Sweep, create_sweep, outcome, report, table
 from finelab.recipe import load_preset, override
 from tests import needs
+from tests.conformance.server import wait_for
 from tests.deployment.conftest import DEPLOYMENT
 
 SETTINGS = {"default": {}, "r8": {"lora.r": 8}, "r4": {"lora.r": 4}, "broken": {"lora.r": 2}}
 
 
-def one(trial, runs, retry=False):
+def one(trial, runs, stop=None, retry=False):
     """What `run_trial` does, without training: an outcome that depends on the trial alone."""
     folder = runs / trial.name
     if retry:
@@ -53,7 +55,7 @@ def sweep_on_ray(script):
 
 @pytest.mark.slow
 def test_a_sweep_of_four_settings_on_ray_has_the_table_of_a_local_one(ray, sweep_on_ray, tmp_path):
-    tables = {}
+    tables, handler = {}, signal.getsignal(signal.SIGINT)
     for name in ("ray", "local"):
         folder = tmp_path / name
         sweep = create_sweep(folder, Sweep("smollm2-135m", 1000, (1, 2, 3), SETTINGS))
@@ -62,6 +64,7 @@ def test_a_sweep_of_four_settings_on_ray_has_the_table_of_a_local_one(ray, sweep
         )
         assert [each.trial for each in found] == sweep.trials()
         tables[name] = table(report(folder))
+    assert signal.getsignal(signal.SIGINT) is handler
     assert tables["ray"].equals(tables["local"])
     assert "seed 2 failed: it fell over" in tables["ray"].loc["broken", "verdict"]
 
@@ -93,6 +96,31 @@ def test_more_than_the_cluster_has_is_refused(ray, sweep_on_ray, tmp_path):
     create_sweep(tmp_path, Sweep("smollm2-135m", 1000, (1, 2), SETTINGS))
     with pytest.raises(LabError, match="a trial wants 1 CPUs and 1 GPUs, and Ray has 2 and 0"):
         sweep_on_ray(tmp_path, gpus=1, one=one)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to a console, not to a process")
+def test_ctrl_c_lets_the_trials_save(tmp_path):
+    pytest.importorskip("ray", reason=needs.lacking_extra("ray"))
+    create_sweep(tmp_path, Sweep("smollm2-135m", 70, (1, 2), {"default": {}, "r8": {"lora.r": 8}}))
+
+    def said():
+        return "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob("*/output.txt"))
+
+    sweep = subprocess.Popen(
+        [sys.executable, str(DEPLOYMENT / "ray_sweep.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(DEPLOYMENT.parent)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: "01_data: started" in said(), seconds=120)
+    os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does
+    out, err = sweep.communicate()
+    assert sweep.returncode == 130 and err.endswith("Stopped; run the same command again to go on.\n")
+    assert "Stopping when the trials have saved" in out
+    assert "stopped; run the same command again to go on" in said()
 
 
 def test_a_folder_without_a_sweep_is_one_sentence(tmp_path):

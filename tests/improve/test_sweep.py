@@ -1,12 +1,12 @@
 """Sweeps for real: child processes, the embedded model, a few steps."""
 
 import hashlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,25 +134,14 @@ def said(sweep):
     return "".join(path.read_text(encoding="utf-8") for path in sweep.glob("data-*/output.txt"))
 
 
-class StopAtLook(threading.Event):
-    """Set while it is waited for: at the look with this number."""
-
-    def __init__(self, number):
-        super().__init__()
-        self.left = number
-
-    def is_set(self):
-        self.left -= 1
-        return self.left <= 0
-
-
 @pytest.mark.parametrize(("lock", "look"), [(".{}.lock", 2), ("{}/.lock", 3)])
 def test_a_trial_that_waits_for_another_process_obeys(tmp_path, lock, look):
     sweep = create_sweep(tmp_path, Sweep("smollm2-135m", 70, (1, 2), {"default": {}, "small": {"lora.r": 8}}))
     path = tmp_path / lock.format(f"data-{hashlib.sha256(b'()').hexdigest()[:8]}")
     path.parent.mkdir(exist_ok=True)
+    looks = itertools.count(1)
     with ThreadPoolExecutor(1) as pool, FileLock(path):
-        trial = pool.submit(run_trial, sweep.trials()[0], tmp_path, StopAtLook(look))
+        trial = pool.submit(run_trial, sweep.trials()[0], tmp_path, lambda: next(looks) == look)
         with pytest.raises(KeyboardInterrupt):
             trial.result(10)
 
