@@ -175,6 +175,7 @@ def install(root: Path, venv: Path, lock: str) -> None:
     with _writing(venv), _guard(venv):
         if is_ready(root, venv, lock):  # another lab.py made it while this one waited
             return
+        require_idle(Path(os.environ.get("FINELAB_RUNS") or root / "runs"))
         stamp = wanted_stamp(root, lock)
         started = time.monotonic()
         # pip takes one lock's build of torch for another's, so each lock has a fresh start
@@ -186,6 +187,17 @@ def install(root: Path, venv: Path, lock: str) -> None:
         link(root, venv)
         _write_stamp(venv, stamp)
         print("ready after %s" % _clock(time.monotonic() - started), file=sys.stderr, flush=True)
+
+
+def require_idle(runs: Path) -> None:
+    """SetupError while a run is at work: its training would go on with half of the old packages."""
+    for path in runs.rglob(".*lock"):
+        with path.open("rb+") as file:
+            if not _try_lock(file.fileno()):
+                raise SetupError(
+                    "%s is at work, and the environment has to be brought to another lock: wait for it, or "
+                    "stop it (what it trained is kept), then run the same command again" % path.parent
+                )
 
 
 def link(root: Path, venv: Path) -> None:

@@ -2,7 +2,7 @@
 
     modal run deployment/modal_train.py --run mine --recipe llama-3.2-1b --gpu l4 --spend 5
     modal run deployment/modal_train.py --run mine --recipe llama-3.2-3b --gpu a100-80gb --gpus 4 --hours 8
-    modal run deployment/modal_train.py --sweep runs/sweeps/mine --gpu l4 --spend 20
+    modal run deployment/modal_train.py --sweep runs/first-sweep --gpu l4 --spend 20
 
 Data, checkpoints and results lie on the volume `finelab-runs`, so a container that Modal takes back, or
 whose time is over, is followed by one that goes on. The command has to stay connected: when it ends, its

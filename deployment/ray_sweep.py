@@ -1,7 +1,7 @@
 """Run a sweep with Ray Tune, on a cluster or on this machine.
 
-    python deployment/ray_sweep.py runs/sweeps/mine                          # Ray on this machine's cores
-    python deployment/ray_sweep.py runs/sweeps/mine --address auto --gpus 1  # on the cluster this node is in
+    python deployment/ray_sweep.py runs/first-sweep                          # Ray on this machine's cores
+    python deployment/ray_sweep.py runs/first-sweep --address auto --gpus 1  # on the cluster this node is in
 
 Every node has this checkout with its environment at the same place, and the sweep's folder on a disk that all
 of them see. Ray is an extra: `python -m pip install --no-deps -r environment/extras/ray.txt`.

@@ -157,6 +157,22 @@ def rename(path: Path, target: Path) -> None:
             time.sleep(0.05)
 
 
+def link(source: Path, target: Path) -> None:
+    """A second name for the file, which takes no disk; a copy where the two lie on different disks."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def link_all(source: Path, target: Path) -> None:
+    """A second name in the folder `target` for each file below the folder `source`."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            link(path, target / path.relative_to(source))
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:

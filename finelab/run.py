@@ -13,7 +13,7 @@ from typing import Any
 
 from finelab import machine, recipe
 from finelab.errors import LabError
-from finelab.files import write_json, write_text
+from finelab.files import write_json, write_text, writing
 from finelab.machine import Profile
 from finelab.recipe import Recipe
 
@@ -86,10 +86,15 @@ class Run:
 
     def record(self, stage: str, values: Any) -> None:
         """Keep a stage's numbers: a mapping is laid over what the stage has, a list replaces it."""
-        evidence = self.evidence()
-        if isinstance(values, dict):
-            values = evidence.get(stage, {}) | values
-        write_json(self.folder / "evidence.json", evidence | {stage: values})
+        from filelock import FileLock  # here, so that help needs no packages
+
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".evidence.lock"):  # two notebooks of a run may record at once
+                evidence = self.evidence()
+                if isinstance(values, dict):
+                    values = evidence.get(stage, {}) | values
+                write_json(self.folder / "evidence.json", evidence | {stage: values})
 
     def require(self, path: Path, made_by: str) -> Path:
         """`path`, which the notebook `made_by` makes; LabError when it is not there yet."""
@@ -127,7 +132,8 @@ def alone(run: Run, lock: str) -> Iterator[None]:
     from filelock import FileLock, Timeout  # here, so that help needs no packages
 
     try:
-        held = FileLock(run.folder / lock).acquire(timeout=0)
+        with writing(run.folder):
+            held = FileLock(run.folder / lock).acquire(timeout=0)
     except Timeout as error:
         raise LabError(
             f"another process is at work on run {run.name!r} (it holds {run.folder / lock}); wait for it, "
@@ -163,14 +169,17 @@ def _named_recipe() -> str:
 def create_run(folder: Path, preset: Recipe) -> Run:
     """Make a run's folder and freeze its recipe; LabError when it was frozen with one of other weights.
 
-    What leaves the weights as they are (`session_hours`, `publish`, ...) may change in a run that is there.
+    What leaves the weights as they are (`session_hours`, `publish`, ...) may change in a run that is there,
+    and all of it with FINELAB_ACCEPT_CHANGES=1.
     """
     path = folder / "recipe.toml"
     changed = recipe.differences(recipe.read(path), preset) if path.exists() else []
-    if deciding := [each for each in changed if recipe.decides_weights(each, preset)]:
+    deciding = [each for each in changed if recipe.decides_weights(each, preset)]
+    if deciding and os.environ.get(ACCEPT_VARIABLE) != "1":
         raise LabError(
             f"run {folder.name!r} was made with another recipe ({'; '.join(deciding)}); "
-            f"give this one another name with --run NAME, or leave the options out to go on."
+            "give this one another name with --run NAME, leave the options out to go on, or accept them with "
+            "--accept-changes."
         )
     if changed:
         print(f"{path}: {'; '.join(changed)}. Stages that are done stay so: --from does them again.")

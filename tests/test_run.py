@@ -1,10 +1,11 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import finelab.run
 from finelab import LabError, open_run, recipe
-from finelab.run import RUN_VARIABLE, create_run
+from finelab.run import ACCEPT_VARIABLE, RUN_VARIABLE, create_run
 
 
 def test_a_runs_recipe_is_frozen_at_first_use(tmp_path, preset):
@@ -14,6 +15,14 @@ def test_a_runs_recipe_is_frozen_at_first_use(tmp_path, preset):
     with pytest.raises(LabError, match=r"lora\.r: 16 -> 8.*--run NAME"):
         create_run(folder, changed)
     assert create_run(folder, preset).recipe == preset
+
+
+def test_a_change_that_is_accepted_is_frozen(tmp_path, preset, monkeypatch, capsys):
+    create_run(tmp_path, preset)
+    wanted = recipe.override(preset, ["training.learning_rate=1e-4"])
+    monkeypatch.setenv(ACCEPT_VARIABLE, "1")
+    assert create_run(tmp_path, wanted).recipe == wanted == open_run(tmp_path).recipe
+    assert "training.learning_rate: 0.0002 -> 0.0001" in capsys.readouterr().out
 
 
 def test_what_leaves_the_weights_as_they_are_may_change(tmp_path, preset, capsys):
@@ -47,6 +56,12 @@ def test_evidence_is_merged_by_stage_and_lists_are_replaced(run):
     run.record("identity", [1, 2])
     run.record("identity", [3])
     assert run.evidence() == {"training": {"steps": 3, "seconds": 1.5}, "identity": [3]}
+
+
+def test_nothing_is_lost_of_what_two_notebooks_record_at_once(run):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: run.record(f"stage {number}", {"number": number}), range(40)))
+    assert run.evidence() == {f"stage {number}": {"number": number} for number in range(40)}
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"null", b'{"data": "\xfc"}'])

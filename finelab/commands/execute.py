@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import re
 import signal
@@ -49,6 +50,7 @@ def execute(notebook: Path, run_folder: Path, copy: Path, progress: Progress) ->
     content = nbformat.read(notebook, as_version=4)
     failed = copy.with_suffix(".failed.ipynb")
     client = Client(content, progress, notebook.parent)
+    before = {number: signal.getsignal(number) for number in stopping_signals()}
     try:
         client.execute(env={**os.environ, RUN_VARIABLE: str(run_folder)})
     except (CellExecutionError, RuntimeError, Stopped) as error:
@@ -56,6 +58,12 @@ def execute(notebook: Path, run_folder: Path, copy: Path, progress: Progress) ->
         if client.stopping:
             raise KeyboardInterrupt from error
         _explain(error, run_folder.name, notebook.stem, client.cell_number, failed)
+    finally:
+        if client.km is None:  # of a kernel that did not start nothing is left to clean up
+            atexit.unregister(client._cleanup_kernel)
+        for number, handler in before.items():  # on Windows the client's would outlive it
+            if handler is not None:
+                signal.signal(number, handler)
     write_text(copy, nbformat.writes(content))
     failed.unlink(missing_ok=True)
     if client.stopping:

@@ -9,6 +9,8 @@ from finelab.errors import LabError
 from finelab.recipe import preset_names
 from finelab.run import NOTEBOOKS, RECIPE_VARIABLE, RUN_VARIABLE, RUNS, RUNS_VARIABLE, folder_of, open_run
 
+SAVING_S = 60  # which a kernel has to end and save its training's step; Jupyter's own is 5
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which run the notebooks open; everything else is JupyterLab's."""
@@ -37,5 +39,6 @@ def main(args: argparse.Namespace) -> int:
     print(f"The run's recipe: {open_run().folder / 'recipe.toml'}")
     os.environ[RUNS_VARIABLE] = str(RUNS)  # a relative one would be another folder from there
     os.chdir(NOTEBOOKS)
-    LabApp.launch_instance([f"--ServerApp.root_dir={NOTEBOOKS}", *args.rest])
+    saving = f"--KernelManager.shutdown_wait_time={SAVING_S}"
+    LabApp.launch_instance([f"--ServerApp.root_dir={NOTEBOOKS}", saving, *args.rest])
     return 0

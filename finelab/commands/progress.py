@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,15 @@ from rich.live import Live
 from rich.text import Text
 
 MARK = "step "  # how a line of progress begins
+# what a user has to know before hours are over: the plan's time, whether it fits, where it goes on, warnings
+NOTES = re.compile(
+    r"(time|finished|fits|to publish) {2}|Going on |Accepted |checkpoint-|session_hours |Slow: |The ledger "
+)
 
 
 @dataclass
 class Progress:
-    """The stage, its cell, its time and the newest line that begins with "step "."""
+    """The stage, its cell, its time and the newest line that begins with "step "; above it the notes."""
 
     console: Console
     every_s: float = 10.0
@@ -24,13 +29,14 @@ class Progress:
     cells: int = 0
     number: int = 0
     text: str = ""
+    notes: set[str] = field(default_factory=set)
     _started: float = field(default=0.0, init=False)
     _printed: float = field(default=0.0, init=False)
 
     @contextmanager
     def stage(self, name: str, cells: int) -> Iterator[None]:
         """Show one notebook of `cells` code cells from its start to its end."""
-        self.name, self.cells, self.number, self.text = name, cells, 0, ""
+        self.name, self.cells, self.number, self.text, self.notes = name, cells, 0, "", set()
         self._started = time.monotonic()
         self._printed = float("-inf")
         if self.console.is_terminal:
@@ -46,8 +52,13 @@ class Progress:
         self.number = number
 
     def say(self, text: str) -> None:
-        """Take what a cell put out; only its newest line of progress is shown."""
-        lines = [line for line in text.replace("\r", "\n").splitlines() if line.startswith(MARK)]
+        """Take what a cell put out; only its newest line of progress and its notes are shown."""
+        said = text.replace("\r", "\n").splitlines()
+        for note in filter(NOTES.match, said):
+            if note not in self.notes:
+                self.notes.add(note)
+                self._print(note)
+        lines = [line for line in said if line.startswith(MARK)]
         if not lines or lines[-1] == self.text:
             return
         self.text = lines[-1].rstrip()

@@ -75,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="go on training although data, recipe or versions changed since the checkpoint",
+        help="go on training although data, recipe (not its batch, packing or length) or versions changed "
+        "since the checkpoint",
     )
 
 

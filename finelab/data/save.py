@@ -6,9 +6,9 @@ import threading
 from typing import Any
 
 from finelab.data.pipeline import Prepared
-from finelab.data.shards import link, read_split
+from finelab.data.shards import read_split
 from finelab.data.split import VALIDATION
-from finelab.files import staged
+from finelab.files import link_all, staged
 from finelab.run import Run
 
 # `datasets` loads under a lock of tqdm that it makes and deletes: two threads of a sweep would meet there
@@ -19,9 +19,7 @@ def save(run: Run, prepared: Prepared) -> None:
     """Make the run's `data/` in one piece: both splits, dropped.jsonl and report.json."""
     folder = run.train_data.parent
     with staged(folder) as stage:
-        for path in sorted(prepared.folder.rglob("*")):
-            if path.is_file():
-                link(path, stage / path.relative_to(prepared.folder))
+        link_all(prepared.folder, stage)
     run.record("data", prepared.report)
 
 

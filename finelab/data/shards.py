@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +25,7 @@ from finelab.data.pool import in_order
 from finelab.data.read import Row, Source
 from finelab.data.split import TRAIN, VALIDATION
 from finelab.data.standardize import Example, Standardized
-from finelab.files import staged, write_json
+from finelab.files import link, staged, write_json
 
 CHUNK = 500  # rows handed to a worker at once, some MB of text
 SHARD = 20_000  # rows, some ten seconds of work
@@ -110,15 +108,6 @@ def signatures(shards: Sequence[Path]) -> Iterator[bytes]:
 def read_arrow(path: Path) -> pa.Table:
     """A table that stays on the disk until it is looked at."""
     return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-
-
-def link(source: Path, target: Path) -> None:
-    """A second name for the file, which takes no disk; a copy where the two lie on different disks."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _folder(work: Path, what: str, shard: int) -> Path:

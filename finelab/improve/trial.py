@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from finelab.data import load_split
 from finelab.data.xray import packed_rows
 from finelab.errors import LabError
 from finelab.evaluate.runs import LOSSES
-from finelab.files import staged, write_json
+from finelab.files import link_all, staged, write_json
 from finelab.improve.definition import Trial
 from finelab.run import RUN_VARIABLE, RUNS_VARIABLE, WORK_LOCK, Run, open_run, read_evidence
 from finelab.train.batches import token_counts
@@ -38,11 +37,12 @@ WORSE = 1.02  # a trial's first steps, still warming up, move the loss by less
 WATCHED_ROWS = 24  # show what is clearly bad; all of them would take as long as a third of a short trial
 POLL_S = 1.0
 INTERRUPTED = (130, -signal.SIGINT)  # how `finelab run` ends after Ctrl-C
+KERNEL_GONE = ("the kernel died", "the kernel did not start")  # in the words of `finelab run`
 SAVE = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT)  # asks a child to save and end
 
 
 class Killed(LabError):
-    """A signal ended the child, which says nothing of the trial: memory ran out, or somebody ended it."""
+    """A signal ended the child or its kernel, which says nothing of the trial: most often memory ran out."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,16 @@ def run_trial(
     it goes on next time. So does one that a signal ended: it is waiting, and the reason names the signal.
     `at_once` trials share this machine's cores.
     """
-    folder = runs / trial.name
-    if retry:
-        (folder / FAILED).unlink(missing_ok=True)
-    if (known := outcome(trial, runs)).state != "waiting":
-        return known
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+    runs.mkdir(parents=True, exist_ok=True)
+    with _held(runs / f".{trial.name}.lock", stop):  # another sweep of this folder may be at it
+        if retry:
+            (runs / trial.name / FAILED).unlink(missing_ok=True)
+        if (known := outcome(trial, runs)).state != "waiting":
+            return known
+        return _brought_to_its_end(trial, runs, stop, max(1, (os.cpu_count() or 1) // at_once))
+
+
+def _brought_to_its_end(trial: Trial, runs: Path, stop: Callable[[], bool], threads: int) -> Outcome:
     try:
         steps, warmup_steps = _prepare(trial, runs, stop, threads)
         half = steps // 2 + 1  # one look at the held-out rows, half way; the notebook takes the last one
@@ -125,7 +129,7 @@ def run_trial(
     except Killed as error:
         return replace(outcome(trial, runs), reason=str(error))
     except LabError as error:
-        write_json(folder / FAILED, {"reason": str(error)})
+        write_json(runs / trial.name / FAILED, {"reason": str(error)})
     return outcome(trial, runs)
 
 
@@ -163,7 +167,7 @@ def _prepare(trial: Trial, runs: Path, stop: Callable[[], bool], threads: int) -
     if not own.train_data.exists():
         own.record("data", prepared.evidence()["data"])
         with staged(own.folder / "data") as stage:
-            shutil.copytree(prepared.folder / "data", stage, dirs_exist_ok=True)
+            link_all(prepared.folder / "data", stage)
     lengths, trained = token_counts(load_split(prepared, "train"))
     training = own.recipe.training
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
@@ -176,7 +180,6 @@ def _prepared_data(trial: Trial, runs: Path, stop: Callable[[], bool], threads: 
     """The run that has been through notebook 01 for all trials on the same data."""
     changes = trial.data_assignments
     name = f"data-{hashlib.sha256(repr(changes).encode()).hexdigest()[:8]}"
-    runs.mkdir(parents=True, exist_ok=True)
     with _held(runs / f".{name}.lock", stop):
         if not (runs / name / "notebooks" / "01_data.ipynb").exists():
             _run(trial, name, "data", changes, runs, stop, threads)
@@ -223,6 +226,8 @@ def _run(
     said = _last_line(folder / "output.txt")
     if child.returncode < 0:
         raise Killed(f"ended by signal {-child.returncode}, and the next call goes on; before: {said}")
+    if any(words in said for words in KERNEL_GONE):
+        raise Killed(f"the next call goes on; before: {said}")
     raise LabError(said)
 
 

@@ -78,9 +78,11 @@ def install(model: Any, profile: Profile) -> str:
     It then gives the loss and no logits, as Unsloth does; UNSLOTH_RETURN_LOGITS=1, which Unsloth's trainer
     sets where it keeps logits, asks for both. Where the step cannot be taken, the model computes as before;
     the sentence given back says which and why. On a CPU its flat batches are filled up all the same. With
-    checkpointing, which saves the memory that the step takes, the model computes as before, too.
+    checkpointing, which saves the memory that the step takes, and with NEFTune's noise, which the step does
+    not know, the model computes as before, too.
     """
     base = model.get_base_model()
+    base.forward = vars(base).setdefault("_finelab_forward", base.forward)  # the cell may run again
     if profile.device == "cpu":
         base.forward = types.MethodType(_filled(base.forward), base)
     if not profile.fast_cpu_step:
@@ -91,6 +93,7 @@ def install(model: Any, profile: Profile) -> str:
     llama, forward = Llama(base, profile.torch_dtype()), base.forward
     step = Halves(llama) if profile.processes > 1 else llama
     adapted = next(module for module in base.modules() if hasattr(module, "lora_A"))
+    embeddings = base.get_input_embeddings()
 
     def by_hand(
         self: Any,
@@ -105,7 +108,7 @@ def install(model: Any, profile: Profile) -> str:
 
         learns = torch.is_grad_enabled()
         more = not self.training if learns else os.environ.get("UNSLOTH_RETURN_LOGITS") == "1"
-        more |= learns and self.is_gradient_checkpointing
+        more |= learns and (self.is_gradient_checkpointing or hasattr(embeddings, "neftune_noise_alpha"))
         more |= adapted.disable_adapters or _padded_before(attention_mask)
         if labels is None or input_ids is None or more:
             if num_items_in_batch is not None:

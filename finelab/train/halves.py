@@ -66,7 +66,9 @@ class Halves:
 
     def _both(self, call: str, mine: Batch, theirs: Batch) -> tuple[Any, Any]:
         """What the call gives for this process's batch and for the other's."""
-        second = self.second = self.second or Second(self.llama, self.threads[1])
+        if self.second is None or not self.second.end.alive:
+            self.second = Second(self.llama, self.threads[1])
+        second = self.second
         try:
             second.ask((call, theirs, flattened(self.parameters).numpy()))
             with _threads(self.threads[0]):
@@ -119,9 +121,15 @@ class Second:
 
     def free(self) -> None:
         """Give back what it keeps for its next step."""
-        if self.process.poll() is None:
+        if self.process.poll() is not None:
+            return
+        try:
             self.ask(("free",))
             self.answer()
+        except BaseException:  # as in a step, which then starts another process
+            self.end()
+            self.memory_bytes = 0
+            raise
 
     @contextlib.contextmanager
     def _alive(self) -> Iterator[None]:

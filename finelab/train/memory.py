@@ -140,6 +140,7 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
 class Setting:
     """What memory depends on besides the shape; `length` is the longest padded row in tokens.
 
+    `attended` is the mean length, over its tokens, of the documents that a flat batch holds, 0 for `length`.
     `fast_cpu_step` is the step by hand of `cpu_llama.py`, which is not taken with checkpointing, in so many
     `processes`.
     """
@@ -152,6 +153,7 @@ class Setting:
     optimizer_bytes: int
     use_gradient_checkpointing: str | bool
     device: str
+    attended: int = 0
     fast_cpu_step: bool = False
     processes: int = 1
 
@@ -166,7 +168,7 @@ class Setting:
         return self.by_hand and self.processes > 1
 
 
-def setting_of(recipe: Recipe, profile: Profile, batch_size: int, length: int) -> Setting:
+def setting_of(recipe: Recipe, profile: Profile, batch_size: int, length: int, attended: int = 0) -> Setting:
     """A recipe's setting on a machine, for its largest micro-batch: rows, and the longest in tokens."""
     wide = profile.device == "cpu" and profile.dtype == "float32"
     small = profile.device == "cuda" and "8bit" in recipe.training.optim
@@ -175,6 +177,7 @@ def setting_of(recipe: Recipe, profile: Profile, batch_size: int, length: int) -
         target_modules=recipe.lora.target_modules,
         batch_size=batch_size,
         length=length,
+        attended=attended,
         weight_bits=4 if profile.load_in_4bit else 32 if wide else 16,
         optimizer_bytes=2 if small else 8,
         use_gradient_checkpointing=profile.use_gradient_checkpointing,
@@ -278,7 +281,8 @@ def saved_by_hand(shape: ModelShape, setting: Setting) -> int:
     """
     queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     inputs = 2 * shape.hidden_size + 2 * queries + 2 * keys + 4 * shape.intermediate_size
-    weights = shape.num_attention_heads * (setting.length + BLOCK) // 2
+    attended = setting.attended or setting.length  # half of it, and to the end of the block
+    weights = shape.num_attention_heads * min(attended, (attended + BLOCK) // 2)
     return (inputs + weights) * setting.weight_bits // 8
 
 

@@ -19,7 +19,7 @@ from finelab import machine
 from finelab.errors import LabError
 from finelab.machine import Profile, out_of_memory
 from finelab.recipe import Recipe
-from finelab.run import Run
+from finelab.run import TRAINING_LOCK, Run, alone
 from finelab.show.live import SHARE, in_notebook
 from finelab.train import cards, ledger
 from finelab.train.batches import Batch, flattens, row_squares, token_counts
@@ -195,12 +195,16 @@ def make_plan(
     probed: Probe | None = None,
     earlier: ledger.Correction = ledger.NONE,
     basis: Sequence[str] = (),
+    within_reach: int | None = None,
 ) -> Plan:
-    """Put the plan together, its memory from a probe if there is one, else from the estimate by part."""
+    """Put the plan together, its memory from a probe if there is one, else from the estimate by part.
+
+    It has to fit into the bytes `within_reach`, left out: into all that the machine has.
+    """
     setting = setting_of(recipe, profile, *work.largest)
     parts, cloud = memory(shape, setting), _cloud(recipe, shape, work)
     peak = round(_peak(shape, setting, parts, work, probed) * earlier.peak_memory_bytes)
-    needed, capacity = peak, profile.hardware.memory_bytes
+    needed, capacity = peak, within_reach or profile.hardware.memory_bytes
     if profile.device == "cuda":
         needed, capacity = peak + parts["context"], profile.hardware.gpu_memory_bytes
     seconds = rate.seconds(work.batches) * earlier.seconds if rate else 0.0
@@ -259,7 +263,7 @@ def _fits(
     # The estimate by part is held against the room that is left by its own error.
     room = round(capacity * sum(memory(shape, setting).values()) / needed)
     # A smaller micro-batch may be all rows of the greatest length, also where there is no padding.
-    start = dataclasses.replace(setting, length=longest)
+    start = dataclasses.replace(setting, length=longest, attended=0)
     fit = nearest_fit(name, shape, start, recipe.training.gradient_accumulation_steps, room)
     nearest = f"the nearest that does: {', '.join(fit.changes)}" if fit else "and no setting does"
     return f"NO, by {gigabytes(needed - capacity)}; {nearest}"
@@ -283,16 +287,25 @@ def _cloud(recipe: Recipe, shape: ModelShape, work: Workload) -> list[dict[str, 
 
 
 def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
-    """Probe the trainer and plan its run, or give back the plan under which this training began."""
+    """Probe the trainer and plan its run, or give back the plan under which this training began.
+
+    LabError when the batches do not fit, or another process trains the run.
+    """
+    with alone(run, TRAINING_LOCK):  # another training would halve the pace, and be given this plan
+        return _planned(run, profile, trainer)
+
+
+def _planned(run: Run, profile: Profile, trainer: Any) -> Plan:
     kept, names = run.evidence().get("plan", {}), {field.name for field in dataclasses.fields(Plan)}
-    if run.training_has_begun and kept.keys() == names:
-        return Plan(**kept)
     recipe, profile = _as_trained(run.recipe, profile, trainer.args)
     schedule = schedule_of(recipe, flattens(trainer))
     lengths, trained = token_counts(trainer.train_dataset)
     squares = row_squares(trainer.train_dataset, lengths)
     shape = shape_from_config(trainer.model.config.to_dict())
     work = workload(lengths, trained, schedule, squares)
+    if run.training_has_begun and kept.keys() == names and kept["predicted"]["steps"] == work.steps:
+        print("Made before training began, for the whole run:")
+        return Plan(**kept)
     try:
         measured = probe(trainer, schedule.epoch(lengths), lengths)
     except (MemoryError, RuntimeError) as error:
@@ -311,6 +324,7 @@ def plan_training(run: Run, profile: Profile, trainer: Any) -> Plan:
         _whole_rate(fit_rate(measured.timings), run, profile, trainer, work.steps),
         probed=measured,
         earlier=ledger.correction(ledger.machine_key(recipe, profile)),
+        within_reach=machine.memory_within_reach() if profile.device == "cpu" else None,
     )
     run.record("plan", dataclasses.asdict(plan))
     return plan

@@ -46,7 +46,7 @@ class Session:
     After `finished`, `resume_from_checkpoint` is what `trainer.train` takes, inside `with sitting(trainer)`:
     a folder, or None. `accept_changes` goes on although something changed since the checkpoint; left out,
     the environment variable FINELAB_ACCEPT_CHANGES=1 says so. `session_hours` count from here. LabError when
-    the run's folder cannot be written or its disk is nearly full.
+    the run's folder cannot be written, its disk is nearly full, or a finished run's checkpoints are gone.
     """
 
     def __init__(self, run: Run, accept_changes: bool | None = None) -> None:
@@ -54,6 +54,12 @@ class Session:
         accepted = os.environ.get(ACCEPT_VARIABLE) == "1"
         self.accept_changes = accepted if accept_changes is None else accept_changes
         require_free_space(run.folder, 1_000_000_000, "checkpoints")
+        if run.adapter.exists() and not run.training_has_begun:
+            raise LabError(
+                f"run {run.name!r} has an adapter and no checkpoint: it was trained, and its checkpoints are "
+                "gone. Notebook 04 and those after it need the adapter only; to train anew: "
+                f"python lab.py run --run {run.name} --from train"
+            )
         with writing(self._checkpoints):  # the trainer's making fails otherwise, in the system's words
             run.checkpoints.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=run.checkpoints):
@@ -65,6 +71,10 @@ class Session:
         self._chain: Chain | None = None
         self._kept: int | None = None
         self._began = time.monotonic()
+
+    @property
+    def _patience(self) -> int:
+        return self.run.recipe.training.early_stopping_patience
 
     @property
     def resume_from_checkpoint(self) -> str | None:
@@ -99,7 +109,7 @@ class Session:
             print(f"Starting: {steps} steps.")
             return False
         done, state = self._start.step, json.loads(_state_file(self._start.folder).read_text("utf-8"))
-        early = done < steps and stopped_early(state["stateful_callbacks"])
+        early = done < steps and stopped_early(state["stateful_callbacks"], self._patience)
         self._require_unchanged(self._start, trainer, loaded_only=done >= steps or early)
         self._adapter = self._best(trainer.args, state["best_global_step"]) or self._start.folder
         if done >= steps or early:
@@ -116,6 +126,7 @@ class Session:
     def sitting(self, trainer: Any) -> Iterator[None]:
         """Around `trainer.train`: signals save and stop, and what goes wrong with disk or memory is said.
 
+        LabError when another process trains the run, or the disk has no room for the planned checkpoints.
         Everything that is laid over the trainer and the process is taken away at the end, also after an
         error.
         """
@@ -129,6 +140,7 @@ class Session:
             mean_over_tokens(trainer),
             self._stop.listening(),
         ):
+            self._require_room()
             self._chain = chain
             # transformers would delete an old checkpoint, also the best one, before the new one is sealed
             self._kept, args.save_total_limit = args.save_total_limit, None
@@ -152,7 +164,7 @@ class Session:
         from transformers import EarlyStoppingCallback, TrainerCallback
 
         session, stop = self, self._stop
-        patience = self.run.recipe.training.early_stopping_patience
+        patience = self._patience
         early = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
 
         def ask(state: Any, control: Any) -> None:
@@ -239,12 +251,17 @@ class Session:
     def complete(self, trainer: Any) -> None:
         """Save the adapter and record the run; LabError when training ended before its last step.
 
-        With early stopping the adapter is that of the best step.
+        With early stopping the adapter is that of the best step. LabError too when another process trains.
         """
         state, steps = trainer.state, total_steps(trainer)
-        early = state.global_step < steps and stopped_early(state.stateful_callbacks)
+        early = state.global_step < steps and stopped_early(state.stateful_callbacks, self._patience)
         if state.global_step < steps and not early:
             raise LabError(f"training stopped at step {state.global_step} of {steps}; {GO_ON}.")
+        with self._alone():
+            self._complete(trainer, early)
+
+    def _complete(self, trainer: Any, early: bool) -> None:
+        state = trainer.state
         # Without the trainer's autocast around forward, tuned is measured as the base was before.
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         weights = distributed.put_together(trainer)
@@ -282,6 +299,12 @@ class Session:
         """Hold the run's training lock, in the first rank for all."""
         return alone(self.run, TRAINING_LOCK) if distributed.world().first else nullcontext()
 
+    def _require_room(self) -> None:
+        """LabError when the disk has less free than the plan counts for checkpoints beyond those there."""
+        planned = self.run.evidence().get("plan", {}).get("disk", {}).get("checkpoints", 0)
+        there = sum(path.stat().st_size for path in self.run.checkpoints.glob("checkpoint-*/*"))
+        require_free_space(self.run.folder, planned - there, "checkpoints")
+
     @property
     def _checkpoints(self) -> Path:
         """The checkpoints' folder as an error names it."""
@@ -301,7 +324,8 @@ class Session:
     def _machine(self) -> str:
         """This machine, as far as the evidence tells it from another one."""
         machine = self.run.evidence().get("machine", {})
-        processes = f", {size} processes" if (size := distributed.world().size) > 1 else ""
+        count = distributed.world().size * machine.get("profile", {}).get("processes", 1)
+        processes = f", {count} processes" if count > 1 else ""
         return f"{machine.get('device')}, {machine.get('cores')} cores{processes}"
 
     def _peak_memory_bytes(self) -> int:
@@ -344,13 +368,10 @@ class Session:
         return folder
 
 
-def stopped_early(stateful_callbacks: dict[str, Any]) -> bool:
-    """Whether early stopping ended the run, from a trainer state's `stateful_callbacks`."""
+def stopped_early(stateful_callbacks: dict[str, Any], patience: int) -> bool:
+    """Whether early stopping with this patience ended the run of these `stateful_callbacks`."""
     saved = stateful_callbacks.get("EarlyStoppingCallback")
-    if not saved:
-        return False
-    patience = saved["args"]["early_stopping_patience"]
-    return bool(saved["attributes"]["early_stopping_patience_counter"] >= patience)
+    return bool(saved and patience and saved["attributes"]["early_stopping_patience_counter"] >= patience)
 
 
 def total_steps(trainer: Any) -> int:

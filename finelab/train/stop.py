@@ -24,6 +24,7 @@ SIGNALS: dict[int, str] = {
         ("SIGINT", "it was interrupted"),
         ("SIGTERM", "the system asked it to end"),
         ("SIGBREAK", "it was interrupted"),  # Windows, Ctrl-Break
+        ("SIGHUP", "its terminal was closed"),
     )
     if hasattr(signal, name)
 }

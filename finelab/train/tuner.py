@@ -15,7 +15,7 @@ from finelab.data.xray import packed_rows
 from finelab.errors import LabError
 from finelab.machine import Profile, memory_within_reach, release_memory
 from finelab.recipe import SAMPLING, Recipe
-from finelab.run import Run
+from finelab.run import TRAINING_LOCK, Run, alone
 from finelab.train import memory
 from finelab.train.batches import token_counts
 from finelab.train.search import Measured, Rows, Search, Setting, Trial, Tuned
@@ -28,10 +28,11 @@ def tune(run: Run, profile: Profile, model: Any, tokenizer: Any, rows: Any) -> T
     """The setting to train with: measured once for a machine and its data, then read from the run's evidence.
 
     A training that has begun keeps its setting wherever it goes on. Model and random states are afterwards
-    what they were. LabError when nothing fits into the memory, and when a training that has begun has no
-    readable record of its setting.
+    what they were. LabError when nothing fits into the memory, when a training that has begun has no
+    readable record of its setting, and when another process trains the run.
     """
-    return obeyed(_tuned(run, profile, model, tokenizer, rows), model)
+    with alone(run, TRAINING_LOCK):  # another training would be timed along, and take this setting
+        return obeyed(_tuned(run, profile, model, tokenizer, rows), model)
 
 
 def obeyed(tuned: Tuned, model: Any) -> Tuned:

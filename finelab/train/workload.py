@@ -55,10 +55,13 @@ class Workload:
         return sum(batch.positions for batch in self.batches)
 
     @cached_property
-    def largest(self) -> tuple[int, int]:
-        """Rows and their mean length in the micro-batch with the most positions, which decides the memory."""
+    def largest(self) -> tuple[int, int, int]:
+        """The micro-batch with the most positions, which decides the memory.
+
+        Its rows, their mean length, and the mean over its tokens of their documents' lengths.
+        """
         batch = max(self.batches, key=lambda batch: batch.positions)
-        return batch.rows, math.ceil(batch.positions / batch.rows)
+        return batch.rows, math.ceil(batch.positions / batch.rows), math.ceil(batch.squares / batch.positions)
 
     @cached_property
     def shapes(self) -> int:
@@ -172,13 +175,15 @@ def workload(
 
 
 def workload_of(recipe: Recipe, counts: tuple[list[int], list[int]], padding_free: bool) -> Workload:
-    """The workload of rows that are not made yet; packed ones all carry the mean share of trained tokens."""
+    """The workload of rows that are not made yet; packed ones are all alike."""
     lengths, trained = counts
+    squares = [length**2 for length in lengths]
     if recipe.training.packing:
-        share = sum(trained) / sum(lengths)
+        share, attended = sum(trained) / sum(lengths), sum(squares) / sum(lengths)
         lengths = packed_lengths(lengths, recipe.model.max_seq_length)
         trained = [round(share * length) for length in lengths]
-    return workload(lengths, trained, schedule_of(recipe, padding_free))
+        squares = [round(attended * length) for length in lengths]
+    return workload(lengths, trained, schedule_of(recipe, padding_free), squares)
 
 
 def assumed_counts(rows: int, max_seq_length: int) -> tuple[list[int], list[int]]:

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from finelab import LabError
-from finelab.commands.execute import NotebookError, execute
+from finelab.commands.execute import NotebookError, execute, stopping_signals
 from finelab.commands.progress import Progress
 
 pytestmark = pytest.mark.slow
@@ -229,11 +229,10 @@ def test_a_closed_terminal_is_nothing_under_nohup(runner, tmp_path):
     assert failed.cells[1].outputs[0].ename == "SystemError"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no hangup")
-def test_a_closed_terminal_is_listened_for_no_longer_than_a_notebook_lasts(attempt, write_notebook):
-    before = signal.getsignal(signal.SIGHUP)
+def test_signals_are_listened_for_no_longer_than_a_notebook_lasts(attempt, write_notebook):
+    before = {number: signal.getsignal(number) for number in stopping_signals()}
     attempt(write_notebook("1"))
-    assert signal.getsignal(signal.SIGHUP) == before
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a console, not to a process")

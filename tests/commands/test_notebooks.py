@@ -77,4 +77,5 @@ def test_the_notebooks_open_the_run_that_is_named(tmp_path, monkeypatch, capsys)
     ((run, arguments),) = opened
     assert (run.folder, run.recipe.name) == (tmp_path / "mine", "llama-3.2-3b")
     assert arguments[-1] == "--no-browser"
+    assert "--KernelManager.shutdown_wait_time=60" in arguments  # so that a training may save
     assert f"The run's recipe: {tmp_path / 'mine' / 'recipe.toml'}" in capsys.readouterr().out

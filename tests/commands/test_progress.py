@@ -34,6 +34,22 @@ def test_a_line_that_did_not_change_is_not_repeated(console):
     assert sum("cell" in line and "step" in line for line in printed(progress).splitlines()) == 2
 
 
+def test_what_a_user_has_to_know_is_shown_once(console):
+    progress = Progress(console, every_s=3600)
+    slow = "Slow: 333 tok/s, where 1,000 was usual. Likely another program"
+    plan = "steps     80\ntime      2 h 10 min (2 h to 2 h 20 min)\nfits      NO, by 3.0 GB"
+    with progress.stage("03_train", 1):
+        progress.say(plan)
+        progress.say(f"{slow}\nstep 1/2")
+        progress.say(f"{plan}\n{slow}")
+    assert printed(progress).splitlines()[1:-1] == [
+        "time      2 h 10 min (2 h to 2 h 20 min)",
+        "fits      NO, by 3.0 GB",
+        slow,
+        "03_train: cell 0/1, 0:00  step 1/2",
+    ]
+
+
 def test_one_stage_does_not_show_the_lines_of_another(console):
     progress = Progress(console)
     with progress.stage("03_train", 1):

@@ -1,5 +1,6 @@
 """Sweeps for real: child processes, the embedded model, a few steps."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -99,18 +100,28 @@ def test_several_answers_to_one_question_are_one_piece_of_evidence(tmp_path, que
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there a child's exit says nothing of a signal")
-def test_a_trial_whose_child_is_killed_is_left_for_the_next_call(tmp_path):
+@pytest.mark.parametrize(
+    ("killed", "reason"),
+    [
+        ("--stages", "ended by signal 9, and the next call goes on"),
+        ("ipykernel_launcher", "the next call goes on; before: 01_data: the kernel "),
+    ],
+    ids=["child", "kernel"],
+)
+def test_a_trial_whose_child_is_killed_is_left_for_the_next_call(tmp_path, killed, reason):
     settings = {"default": {}, "small": {"lora.r": 8}}
     trial = create_sweep(tmp_path, Sweep("smollm2-135m", 70, (1, 2), settings)).trials()[0]
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run_trial, trial, tmp_path)
         while not (
-            children := [each for each in psutil.Process().children() if "--stages" in each.cmdline()]
+            children := [
+                each for each in psutil.Process().children(recursive=True) if killed in said_to_start(each)
+            ]
         ):
             assert not future.done()
         children[0].kill()
         ended = future.result()
-    assert ended.state == "waiting" and "ended by signal 9, and the next call goes on" in ended.reason
+    assert ended.state == "waiting" and ended.reason.startswith(reason)
     assert outcome(trial, tmp_path).state == "waiting"
 
 
@@ -129,12 +140,19 @@ def test_a_trial_ends_with_a_save_when_its_caller_alone_is_interrupted(tmp_path)
     assert "stopped; run the same command again to go on" in said(tmp_path)
 
 
+def said_to_start(process):
+    """The arguments of a process, if it is still there."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
 def said(sweep):
     """What the children that prepare a sweep's data have printed."""
     return "".join(path.read_text(encoding="utf-8") for path in sweep.glob("data-*/output.txt"))
 
 
-@pytest.mark.parametrize(("lock", "look"), [(".{}.lock", 2), ("{}/.lock", 3)])
+@pytest.mark.parametrize(("lock", "look"), [(".default-s1.lock", 2), (".{}.lock", 3), ("{}/.lock", 4)])
 def test_a_trial_that_waits_for_another_process_obeys(tmp_path, lock, look):
     sweep = create_sweep(tmp_path, Sweep("smollm2-135m", 70, (1, 2), {"default": {}, "small": {"lora.r": 8}}))
     path = tmp_path / lock.format(f"data-{hashlib.sha256(b'()').hexdigest()[:8]}")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import lab
 from finelab.__main__ import COMMANDS
@@ -414,6 +415,15 @@ def test_a_lock_that_cannot_be_installed_is_one_sentence(repository):
     lock.write_text("six==1.17.0\n", encoding="utf-8")
     lab.install(repository, venv, "cpu")
     assert lab.is_ready(repository, venv, "cpu")
+
+
+def test_the_environment_of_a_run_at_work_is_left_as_it_is(repository):
+    lock = repository / "runs" / "mine" / ".training.lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock), pytest.raises(lab.SetupError, match=r"mine is at work.*wait for it, or stop it"):
+        lab.install(repository, repository / ".venv", "cpu")
+    assert not (repository / ".venv" / "pyvenv.cfg").exists()
+    lab.require_idle(repository / "runs")  # what it left is no run at work
 
 
 @pytest.mark.slow

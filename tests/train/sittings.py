@@ -64,7 +64,7 @@ def sit(session, trainer):
 
 
 def at_step(step, act):
-    """A callback that acts at the end of a step, before the session's own."""
+    """A callback that acts at the beginning of a step, after the session's own."""
     from transformers import TrainerCallback
 
     class AtStep(TrainerCallback):

@@ -1,6 +1,7 @@
 """The step by hand gives autograd's loss and gradients on whatever a collator makes; else it is off."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -404,3 +405,31 @@ def test_in_bfloat16_its_gradients_are_as_close_to_float32_as_pefts(preset, embe
         _, found = gradient(torch.bfloat16, **options)
         errors[name] = float((found - exact).norm() / exact.norm())
     assert errors["ours"] <= 1.05 * errors["peft"]
+
+
+def test_noise_on_the_embeddings_arrives(profile):
+    """NEFTune's hook: without it training would go on without noise, and without a word."""
+    from transformers.integrations import neftune
+
+    model = model_of()
+    assert cpu_llama.install(model, profile).startswith("forward and backward by hand")
+    batch = flat(*documents_of([20, 30], 0.6))
+    embeddings = model.get_input_embeddings()
+    embeddings.neftune_noise_alpha = 50.0
+    hook = embeddings.register_forward_hook(neftune.neftune_post_forward_hook)
+    assert len({float(model(**batch).loss.detach()) for _ in range(3)}) == 3
+    hook.remove()
+    del embeddings.neftune_noise_alpha
+    assert len({float(model(**batch).loss.detach()) for _ in range(3)}) == 1
+
+
+def test_the_cell_that_installs_it_may_run_again(profile):
+    model, batch = model_of(), flat(*documents_of([20, 30], 0.6))
+    losses, kept = set(), set()
+    for _ in range(3):
+        cpu_llama.install(model, profile)
+        losses.add(float(model(**batch).loss.detach()))
+        gc.collect()
+        kept.add(sum(isinstance(each, cpu_llama.Slabs) for each in machine.KEPT))
+    assert len(losses) == 1
+    assert len(kept) == 1  # each with a copy of the projections

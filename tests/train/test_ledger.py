@@ -1,7 +1,6 @@
 """The ledger: what a run took against its plan, and what the next plan learns from it."""
 
 import dataclasses
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -254,8 +253,3 @@ def test_autograd_has_a_rate_of_its_own_whatever_called_for_it(preset, profile):
     keys = [machine_key(each, machine.decide(profile.hardware, each)) for each in (preset, asked, left_out)]
     assert keys[1] == keys[2]
     assert ["by hand" in key for key in keys] == [True, False, False]
-
-
-def test_the_file_is_plain_json():
-    write(1.25)
-    assert json.loads(ledger_path().read_text(encoding="utf-8"))[0]["seconds"] == 1.25

@@ -207,21 +207,25 @@ def test_more_batch_shapes_take_memory_where_kernels_are_built_for_each():
     assert shape_memory(shape, change(weight_bits=16), 10, 700) == 0
 
 
+@pytest.mark.parametrize("lengths", [[BLOCK], [BLOCK, *[BLOCK // 8] * 8]], ids=["one", "unlike"])
 @pytest.mark.parametrize("bits", [16, 32])
-def test_what_the_step_by_hand_keeps_is_what_its_layers_give_for_their_backward(bits):
+def test_what_the_step_by_hand_keeps_is_what_its_layers_give_for_their_backward(bits, lengths):
     import torch
 
     assert (BLOCK, SLAB) == (documents.BLOCK, cpu_llama.SLAB)  # which a plan does not import: they take torch
-    dtype, length = {16: torch.bfloat16, 32: torch.float32}[bits], BLOCK
+    dtype, length = {16: torch.bfloat16, 32: torch.float32}[bits], sum(lengths)
     model = with_adapter(base_model(num_key_value_heads=1), r=1, target_modules=["q_proj"])
     llama = Llama(model.get_base_model(), dtype)
     ids = torch.arange(length)[None] % 50
-    batch = Batch.of(ids, ids, None, torch.arange(length)[None])
+    positions = torch.cat([torch.arange(each) for each in lengths])
+    batch = Batch.of(ids, ids, None, positions[None])
     x, angles = llama.begin(batch)
     saved = llama.layer(llama.layers[0], x, angles, batch)
     tensors = [part for each in saved for part in (each if isinstance(each, list) else [each])]
     shape = shape_from_config(model.config.to_dict())
     setting = change(device="cpu", weight_bits=bits, length=length, r=1, target_modules=("q_proj",))
+    attended = sum(each**2 for each in lengths) // length
+    setting = dataclasses.replace(setting, attended=attended)
     size = sum(each.numel() * each.element_size() for each in tensors)
     assert size / length == pytest.approx(
         saved_by_hand(shape, setting), rel=0.03

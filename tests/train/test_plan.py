@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finelab import LabError, machine, recipe
+from finelab.run import TRAINING_LOCK, alone
 from finelab.train import Session, cards, ledger
 from finelab.train.batches import Batch, collator, row_squares, token_counts, training_rows
 from finelab.train.memory import SHAPES
@@ -512,9 +513,18 @@ def test_the_plan_of_a_trainer_is_kept_until_its_training_is_over(ledger_here, r
     assert plan.predicted["seconds"] > 0
     assert run.evidence()["plan"]["predicted"] == plan.predicted
     (run.checkpoints / "checkpoint-2").mkdir(parents=True)
-    again = plan_training(run, profile, trainer_of(rows, num_train_epochs=1))
+    again = plan_training(run, profile, trainer_of(rows, num_train_epochs=2))
     assert again.predicted == plan.predicted
     assert text_of(again) == text_of(plan)
+    shorter = plan_training(run, profile, trainer_of(rows, num_train_epochs=1))  # a change that was accepted
+    assert shorter.predicted["steps"] == 4
+    assert run.evidence()["plan"]["predicted"] == shorter.predicted
+
+
+def test_no_plan_is_made_beside_a_training_of_the_run(ledger_here, run, profile, trainer_of):
+    with alone(run, TRAINING_LOCK), pytest.raises(LabError, match="another process is at work"):
+        plan_training(run, profile, trainer_of(rows_of(30)))
+    assert "plan" not in run.evidence()
 
 
 def test_looks_on_the_way_are_in_the_plan(ledger_here, run, profile, trainer_of, monkeypatch):

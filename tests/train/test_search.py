@@ -172,7 +172,7 @@ def test_a_sequential_recipe_is_not_shuffled():
 
 
 def test_the_search_ends_with_its_time(monkeypatch):
-    monkeypatch.setattr("finelab.train.search.LEAST_S", -1.0)
+    monkeypatch.setattr("finelab.train.search.MOST_S", -1.0)
     on = Machine(lambda setting: 10**9 * setting.per_device_train_batch_size)
     tuned = search(on)
     assert on.tried == [START]

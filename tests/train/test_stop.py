@@ -119,8 +119,19 @@ def test_the_last_step_is_not_called_a_stop(clock):
     assert not stop.obeyed
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_and_the_handlers_come_back(number):
+@pytest.fixture(autouse=True)
+def pythons_own_handler():
+    """Whatever a library that ran before has left."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_asks_and_the_handlers_come_back(name):
+    number = getattr(signal, name, None)
+    if number is None:
+        pytest.skip("Windows has no hangup")
     before = signal.getsignal(number)
     stop = Stop(None)
     with stop.listening():

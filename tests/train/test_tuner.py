@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from finelab import LabError, machine, recipe
-from finelab.run import open_run
+from finelab.run import TRAINING_LOCK, alone, open_run
 from finelab.train import Session
 from finelab.train.memory import SHAPES
 from finelab.train.probe import prepared
@@ -53,6 +53,12 @@ def test_memory_that_other_programs_hold_is_not_counted_on(run, preset, monkeypa
     rows = Dataset.from_list([{"input_ids": [5] * 100, "labels": [5] * 100}] * 16)
     with pytest.raises(LabError, match=r"does not fit into 64\.0 GB, or into what other programs"):
         tune(run, profile, SimpleNamespace(config=LlamaConfig(**sizes)), tokenizer=None, rows=rows)
+
+
+def test_nothing_is_tuned_beside_a_training_of_the_run(run, profile):
+    with alone(run, TRAINING_LOCK), pytest.raises(LabError, match="another process is at work"):
+        tune(run, profile, model=None, tokenizer=None, rows=None)
+    assert "tuning" not in run.evidence()
 
 
 def test_a_tuning_is_read_back_as_it_was_and_measured_once(run, profile):
