@@ -123,6 +123,20 @@ def low_capability(facts: Facts) -> Finding | None:
     )
 
 
+def no_compiler(facts: Facts) -> Finding | None:
+    """Triton compiles the launcher of each kernel, in C; its build for Windows brings a compiler."""
+    if facts.system != "Linux" or not facts.lacking_to_compile:
+        return None
+    if facts.torch_cuda is None or used_card(facts) is None:
+        return None
+    return Finding(
+        "stop",
+        f"{' and '.join(facts.lacking_to_compile)} is missing",
+        "Unsloth's kernels are compiled at their first use, and the first notebook that computes ends there",
+        f"sudo apt install {' '.join(facts.lacking_to_compile)}",
+    )
+
+
 def no_bfloat16(facts: Facts) -> Finding | None:
     """Turing and Volta."""
     card = used_card(facts)
@@ -214,6 +228,7 @@ RULES = (
     card_outside,
     silent_card,
     low_capability,
+    no_compiler,
     no_bfloat16,
     small_card,
     spill,

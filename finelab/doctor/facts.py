@@ -61,6 +61,7 @@ class Facts:
     cards: tuple[Card, ...]  # the one that is used stands first
     visible_devices: str | None  # CUDA_VISIBLE_DEVICES
     container: bool
+    lacking_to_compile: tuple[str, ...]  # of what Triton's launchers need, by apt's names
     # what the recipe needs; 0 where that is not known
     recipe: str
     session_hours: float | None

@@ -21,7 +21,8 @@ def base_losses(run: Run, model: Any, rows: Any) -> TokenLosses:
     """`token_nll` of a PEFT model without its adapter, whether that is trained or not.
 
     What an earlier run has measured for the same weights, rows and versions is taken from there. A start
-    that changes the base's weights (PiSSA, LoftQ) is the base only with the adapter on, before training.
+    that changes the base's weights is the base only with the adapter on, before training: PiSSA's and OLoRA's
+    up to rounding, LoftQ's but for what its 4 bit lost.
     """
     if _changes_base(model):
         return token_nll(model, rows, "base on held-out rows")

@@ -46,6 +46,7 @@ HEALTHY = Facts(
     cards=(CARD,),
     visible_devices=None,
     container=False,
+    lacking_to_compile=(),
     recipe="llama-3.2-1b",
     session_hours=None,
     needed_gpu_bytes=3 * GB,

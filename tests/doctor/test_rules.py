@@ -76,6 +76,11 @@ CASES = {
     "card_outside": (SILENT, {"container": True}, {"container": False}),
     "silent_card": (SILENT, {}, {"torch_sees_card": True}),
     "low_capability": (HEALTHY, {"cards": (PASCAL,)}, {"cards": (TURING,)}),
+    "no_compiler": (
+        HEALTHY,
+        {"lacking_to_compile": ("python3.12-dev",)},
+        {"lacking_to_compile": ("python3.12-dev",), "system": "Windows"},
+    ),
     "no_bfloat16": (HEALTHY, {"cards": (TURING,)}, {"cards": (CARD,)}),
     "small_card": (HEALTHY, {"needed_gpu_bytes": 9 * GIB}, {"needed_gpu_bytes": 7 * GIB}),
     "spill": (

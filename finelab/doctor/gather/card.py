@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ def facts(driver: Driver, first: str) -> dict[str, Any]:
         "cards": tuple(cards),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "container": Path("/.dockerenv").exists() or Path("/run/.containerenv").exists(),
+        "lacking_to_compile": lacking_to_compile(),
     }
 
 
@@ -76,6 +79,14 @@ def _capability(values: list[str]) -> Version | None:
 
 def _mebibytes(text: str) -> int | None:
     return int(text) * 2**20 if text.isdigit() else None
+
+
+def lacking_to_compile() -> tuple[str, ...]:
+    """Which of a C compiler and Python's headers are not there, by the names that apt knows them by."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
+    needed = {"build-essential": compiler, "python{}.{}-dev".format(*sys.version_info): headers}
+    return tuple(name for name, there in needed.items() if not there)
 
 
 def has_driver() -> bool:
