@@ -20,8 +20,11 @@ class Processing:
         Path(folder, "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
 
-def trainer_of(session, callbacks=(), rows=ROWS, model=None, collator=None, **args):
-    """A trainer of 8 steps: two epochs of 16 rows, with dropout, so that the random states matter."""
+def trainer_of(session, callbacks=(), before=(), rows=ROWS, model=None, collator=None, **args):
+    """A trainer of 8 steps: two epochs of 16 rows, with dropout, so that the random states matter.
+
+    `callbacks` come after the session's, `before` before them.
+    """
     from datasets import Dataset
     from transformers import DefaultDataCollator, PrinterCallback, Trainer, TrainingArguments
 
@@ -47,7 +50,7 @@ def trainer_of(session, callbacks=(), rows=ROWS, model=None, collator=None, **ar
         train_dataset=Dataset.from_list(rows),
         eval_dataset=HELDOUT,
         data_collator=collator or DefaultDataCollator(),
-        callbacks=[*session.callbacks(), *callbacks],
+        callbacks=[*before, *session.callbacks(), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.processing_class = Processing()

@@ -290,8 +290,7 @@ def test_a_kill_while_a_new_best_one_is_written_leaves_the_best_one_before(stopp
 
     for kill in (True, False):
         session = Session(stopping)
-        trainer = trainer_of(session, **EARLY)
-        trainer.callback_handler.callbacks.insert(0, Script())
+        trainer = trainer_of(session, before=[Script()], **EARLY)
         with pytest.raises(Killed) if kill else nullcontext():
             sit(session, trainer)
     session.complete(trainer)
