@@ -36,7 +36,7 @@ from typing import Any
 
 from data import real_conversations, short_ones
 
-from finelab import machine, recipe
+from finelab import machine, recipe, resources
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, SHORTEST, LONGEST = 256, 64, 1024
@@ -170,7 +170,7 @@ def train(name: str, path: Path, steps: int) -> dict:
         "tokens_per_s": round(tokens / seconds, 1),
         "trained_tokens_per_s": round(trained / seconds, 1),
         "flops_per_s": operations(rows) / seconds,
-        "peak_memory_bytes": machine.peak_memory_bytes(),
+        "peak_memory_bytes": resources.peak_memory_bytes(),
         "threads": torch.get_num_threads(),
         "losses": losses,
     }

@@ -19,8 +19,8 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from finelab.commands.progress import Progress
 from finelab.errors import LabError
 from finelab.files import write_text
-from finelab.machine import NO_MEMORY
 from finelab.recipe import SMALLER_BATCHES
+from finelab.resources import NO_MEMORY
 from finelab.run import RUN_VARIABLE
 
 FULL_DISK = re.compile(  # the last one is torch's, which hides the system's reason

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from finelab import recipe
 from finelab.errors import LabError
 from finelab.files import clear_leftovers, rename, writing
-from finelab.machine import require_free_space
 from finelab.recipe import Recipe
+from finelab.resources import require_free_space
 from finelab.run import (
     ACCEPT_VARIABLE,
     NEEDED_BYTES,

@@ -17,8 +17,8 @@ from typing import Any
 
 from finelab.errors import LabError
 from finelab.files import sha256, staged, write_json, writing
-from finelab.machine import require_free_space
 from finelab.recipe import HUB_ID
+from finelab.resources import require_free_space
 
 EMBEDDED = "embedded"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

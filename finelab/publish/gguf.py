@@ -14,8 +14,8 @@ from typing import Any
 
 from finelab.errors import LabError
 from finelab.files import fsync, rename, writing
-from finelab.machine import require_free_space
 from finelab.publish.model_files import Tensor, both_transformers, read_json, read_shards
+from finelab.resources import require_free_space
 
 FORMATS = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "q4_k_m": "MOSTLY_Q4_K_M"}
 BLOCK = 1 << 24  # elements converted at once

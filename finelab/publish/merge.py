@@ -24,7 +24,6 @@ from typing import Any, BinaryIO
 
 from finelab.errors import LabError
 from finelab.files import fsync, sha256, staged, write_text, writing
-from finelab.machine import require_free_space
 from finelab.publish.adapter_files import ADAPTER, OTHER_KIND, load_adapter, require_known_kind
 from finelab.publish.model_files import (
     DTYPES,
@@ -39,6 +38,7 @@ from finelab.publish.model_files import (
     read_json,
     read_shards,
 )
+from finelab.resources import require_free_space
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -23,9 +23,9 @@ from typing import Any
 
 from finelab.errors import LabError
 from finelab.files import sha256, staged
-from finelab.machine import require_free_space
 from finelab.publish.manifest import PUSHED_FILES, Manifest, is_document
 from finelab.publish.token import refused, shown
+from finelab.resources import require_free_space
 from finelab.run import Run
 
 WAITS_S = (2.0, 8.0)  # before the second and the third try

@@ -20,7 +20,7 @@ from finelab import adapter, data, evaluate, show, train
 from finelab.errors import LabError
 from finelab.machine import Profile, has_cuda
 from finelab.run import ACCEPT_VARIABLE, Run, named_run
-from finelab.train import cpu_llama, distributed
+from finelab.train import cpu_llama, distributed, logs
 from finelab.train.batches import no_progress_bars
 from finelab.train.distributed import Follower, World
 from finelab.train.search import Tuned
@@ -59,14 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
         if rank == 0:
             print(f"finelab: {error}", file=sys.stderr)
         return 2
-    logs = run.folder / distributed.LOGS
+    folder = run.folder / logs.FOLDER
     if rank == 0:
-        (logs / distributed.FAILURE).unlink(missing_ok=True)
+        (folder / logs.FAILURE).unlink(missing_ok=True)
     try:
-        with distributed.logged(logs, rank):
+        with logs.logged(folder, rank):
             whole(run, distributed.join("cuda" if has_cuda() else "cpu"))
     except Exception as error:
-        distributed.report(error, logs, rank)
+        logs.report(error, folder, rank)
         return 2
     return 0
 

@@ -25,8 +25,9 @@ from typing import Any
 
 from finelab.errors import LabError
 from finelab.files import fsync, rename, sha256, write_json, writing
-from finelab.machine import out_of_memory, versions
+from finelab.machine import versions
 from finelab.recipe import without_effect
+from finelab.resources import out_of_memory
 from finelab.run import Run
 from finelab.train import distributed
 from finelab.train.batches import rows_sha256

@@ -79,7 +79,7 @@ class Published:
     @property
     def flops_per_token(self) -> float:
         """What a token of it takes."""
-        return flops_per_token(SHAPES[self.model], self.length, self.recomputed, trained=not self.lora)
+        return flops_with_attention(SHAPES[self.model], self.length, self.recomputed, trained=not self.lora)
 
     @property
     def flops_per_s(self) -> float:
@@ -118,7 +118,7 @@ def cluster_of(card: cards.Card, gpus: int, sharded: bool) -> Cluster:
     return Cluster(card, gpus, sharded)
 
 
-def flops_per_token(shape: ModelShape, length: int, recomputed: float, trained: bool = False) -> float:
+def flops_with_attention(shape: ModelShape, length: int, recomputed: float, trained: bool = False) -> float:
     """Floating-point operations per token, attention included; the head is not recomputed.
 
     Each weight takes two forward, two for the gradient of its input, two for its own where it is `trained`
@@ -255,7 +255,7 @@ def plan_on_cluster(
     setting = setting_of(shared, machine.decide(cluster.card.hardware, shared), *work.largest)
     rows = sum(batch.rows for batch in work.batches)
     recomputed = 1.0 if setting.use_gradient_checkpointing else 0.0
-    flops = flops_per_token(shape, round(work.padded_tokens / rows), recomputed)
+    flops = flops_with_attention(shape, round(work.padded_tokens / rows), recomputed)
     rate = gpu_rate(cluster.card, flops)
     computing = work.padded_tokens * flops / rate.flops_per_s / cluster.gpus
     micro_batches = len(work.batches) / cluster.gpus

@@ -19,7 +19,6 @@ many lengths that leaves 0.94 of the time and 0.89 of the memory.
 
 from __future__ import annotations
 
-import math
 import os
 import types
 from typing import Any
@@ -29,11 +28,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from finelab.data import IGNORE
-from finelab.machine import KEPT, Profile, keep_freed_memory
+from finelab.machine import Profile
+from finelab.resources import keep_freed_memory
 from finelab.train.documents import BLOCK, ROWS, Batch
 from finelab.train.halves import Halves
+from finelab.train.slabs import Slabs
 
-SLAB = 1 << 26  # bytes: a tensor of 2,048 rows takes at most a fifth of one
 PIECE = 16  # rows of scores at once in float32: 3 MB of 49,152 scores stay in the processor's cache
 ROPE = ("default", "llama3", "linear")  # those whose frequencies do not depend on the batch
 
@@ -95,6 +95,15 @@ def install(model: Any, profile: Profile) -> str:
     adapted = next(module for module in base.modules() if hasattr(module, "lora_A"))
     embeddings = base.get_input_embeddings()
 
+    def more_is_asked(attention_mask: Tensor | None) -> bool:
+        """Whether the step cannot give it: logits, noise, the base alone, tokens after padding."""
+        if adapted.disable_adapters or _padded_before(attention_mask):
+            return True
+        if not torch.is_grad_enabled():
+            return os.environ.get("UNSLOTH_RETURN_LOGITS") == "1"
+        noise = hasattr(embeddings, "neftune_noise_alpha")
+        return not base.training or base.is_gradient_checkpointing or noise
+
     def by_hand(
         self: Any,
         input_ids: Tensor | None = None,
@@ -106,16 +115,13 @@ def install(model: Any, profile: Profile) -> str:
     ) -> Any:
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
-        learns = torch.is_grad_enabled()
-        more = not self.training if learns else os.environ.get("UNSLOTH_RETURN_LOGITS") == "1"
-        more |= learns and (self.is_gradient_checkpointing or hasattr(embeddings, "neftune_noise_alpha"))
-        more |= adapted.disable_adapters or _padded_before(attention_mask)
-        if labels is None or input_ids is None or more:
+        if labels is None or input_ids is None or more_is_asked(attention_mask):
             if num_items_in_batch is not None:
                 kwargs["num_items_in_batch"] = num_items_in_batch
             return forward(input_ids, attention_mask, position_ids, labels=labels, **kwargs)
         batch = Batch.of(input_ids, labels, attention_mask, position_ids)
         with torch.autocast("cpu", enabled=False):
+            learns = torch.is_grad_enabled()
             total = _Step.apply(step, batch, *llama.parameters) if learns else step.score(batch)
         count = len(batch.labelled) if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / max(count, 1))
@@ -167,48 +173,6 @@ class _Step(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return None, None, *torch._foreach_mul(ctx.gradients, grad)
-
-
-class Slabs:
-    """Memory that each step uses again for what it saves for its backward.
-
-    From the heap these tensors would tear it, with the kernels that are built in between: over 256 real
-    conversations of many lengths the process took twice the memory, and became slower by a quarter.
-    `machine.release_memory` frees them, as the tuner does between its trials.
-    """
-
-    def __init__(self) -> None:
-        self.free()
-        KEPT.add(self)
-
-    def __reduce__(self) -> tuple[type[Slabs], tuple[()]]:
-        """Another process has slabs of its own."""
-        return Slabs, ()
-
-    def free(self) -> None:
-        """Give the slabs back: the next step takes as many as it needs."""
-        self.slabs: list[Tensor] = []
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin anew: what was given out is overwritten from now on."""
-        self.slab = self.used = 0
-
-    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor, from a heap's block of its own if it is larger than a slab."""
-        size = math.prod(shape) * dtype.itemsize
-        if size > SLAB:
-            return torch.empty(shape, dtype=dtype)
-        if self.used + size > SLAB:
-            self.slab, self.used = self.slab + 1, 0
-        if self.slab == len(self.slabs):
-            self.slabs.append(torch.empty(SLAB, dtype=torch.uint8))
-        begin, self.used = self.used, self.used + size + -size % 64  # a cache line
-        return self.slabs[self.slab][begin : begin + size].view(dtype).view(shape)
-
-    def copy(self, tensor: Tensor) -> Tensor:
-        """The same values, contiguous."""
-        return self.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
 class Projection:
@@ -484,7 +448,7 @@ class Llama:
         A slab of scores is there at once: in bfloat16 256 rows take 1.05 times as long as 512, 64 take 1.4.
         """
         loss, vocabulary = torch.zeros((), dtype=torch.float64), len(self.head)
-        most = max(SLAB // (vocabulary * self.dtype.itemsize) // ROWS, 1) * ROWS
+        most = max(self.slabs.size // (vocabulary * self.dtype.itemsize) // ROWS, 1) * ROWS
         room = self.slabs.empty(min(most, len(unit)), vocabulary, dtype=self.dtype)
         for begin in range(0, len(targets), most):
             chunk = slice(begin, begin + most)

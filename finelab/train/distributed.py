@@ -7,17 +7,13 @@ for one process as well, and then asks nobody.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import os
 import shutil
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from finelab.data.xray import IGNORE
 from finelab.errors import LabError
@@ -29,9 +25,7 @@ from finelab.train.search import Tuned
 from finelab.train.workload import epoch_batches, share_of
 
 T = TypeVar("T")
-LOGS = "logs"  # in the run's folder
 FILLER_TOKENS = 2  # a row needs a token that is predicted; its label is ignored
-FAILURE = "failure.txt"
 
 
 @dataclass(frozen=True)
@@ -290,71 +284,3 @@ def lend_random_states(checkpoint: Path) -> None:
 def put_together(trainer: Any) -> dict[str, Any] | None:
     """The weights of a model that is in shards, by all ranks for rank 0; None where it is whole."""
     return trainer.accelerator.get_state_dict(trainer.model) if sharded() else None
-
-
-# Logs and failures
-
-
-class Tee(io.TextIOBase):
-    """Text that goes to several streams."""
-
-    def __init__(self, *streams: TextIO) -> None:
-        self.streams = streams
-
-    def write(self, text: str) -> int:
-        """Write and flush, so that a killed rank's log is complete."""
-        for stream in self.streams:
-            stream.write(text)
-            stream.flush()
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-
-@contextlib.contextmanager
-def logged(folder: Path, rank: int) -> Iterator[None]:
-    """What this rank prints goes to `rank-N.log`, and what rank 0 prints to the terminal too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"rank-{rank}.log").open("a", encoding="utf-8") as log:
-        shown = rank == 0
-        out = Tee(log, sys.stdout) if shown else Tee(log)
-        err = Tee(log, sys.stderr) if shown else Tee(log)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            yield
-
-
-def report(error: BaseException, folder: Path, rank: int) -> None:
-    """Say why this rank ends: in its log, and for the first rank that fails on the terminal as well.
-
-    The other ranks only fail because that one is gone, or for the same reason. `failure.txt`, which only one
-    can make, says which was first; the launcher shows the same sentence in its own report.
-    """
-    from torch.distributed.elastic.multiprocessing.errors.handlers import get_error_handler
-
-    text = f"finelab: rank {rank}: {words(error)}\n"
-    with (folder / f"rank-{rank}.log").open("a", encoding="utf-8") as log:
-        log.write(text)
-    with contextlib.suppress(FileExistsError), (folder / FAILURE).open("x", encoding="utf-8") as file:
-        file.write(text)
-        get_error_handler().record_exception(error)
-        print(text, end="", file=sys.stderr, flush=True)
-
-
-def words(error: BaseException) -> str:
-    """A LabError's sentence, one for a rank that lost another, and the traceback of anything else."""
-    if isinstance(error, LabError):
-        return str(error)
-    if lost(error):
-        return (
-            "another process of this training ended without a word (killed, or out of memory?); the "
-            "checkpoints are kept: start the same command again to go on."
-        )
-    return "".join(traceback.format_exception(error)).rstrip()
-
-
-def lost(error: BaseException) -> bool:
-    """Whether an error says that another rank does not answer any more."""
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -12,7 +12,7 @@ from finelab import machine, show
 from finelab.recipe import Recipe
 from finelab.train.cards import Card, card_called, cards
 from finelab.train.memory import SHAPES, ModelShape, Setting, disk, known_name, memory, setting_of
-from finelab.train.plan import SAVE_TOTAL_LIMIT, card_rate, duration
+from finelab.train.plan import SAVE_TOTAL_LIMIT, duration, rate_on_card
 from finelab.train.workload import Schedule, assumed_counts, workload
 
 ROWS = 1000  # as long as FineTome's are assumed to be
@@ -57,7 +57,7 @@ def estimate(shape: ModelShape, setting: Setting, card: Card) -> Estimate:
     """What LoRA takes on a card, in full micro-batches of the longest rows; the time is with padding."""
     trainable = shape.adapter(setting.r, setting.target_modules)
     work = workload(*assumed_counts(ROWS, setting.length), Schedule(setting.batch_size, 1, 1, -1, seed=0))
-    rate, at_best = card_rate(card, shape, setting)
+    rate, at_best = rate_on_card(card, shape, setting)
     parts = memory(shape, setting)
     return Estimate(
         trainable=trainable,

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from finelab.errors import LabError
-from finelab.machine import HELPERS, KEPT, keep_freed_memory, release_memory
+from finelab.resources import HELPERS, KEPT, keep_freed_memory, release_memory
 from finelab.train.documents import Batch
 
 if TYPE_CHECKING:

@@ -219,7 +219,7 @@ def memory(shape: ModelShape, setting: Setting) -> dict[str, int]:
 
 
 def counted(parts: Mapping[str, int], device: str) -> int:
-    """Of the memory by part, what `machine.peak_memory_bytes` sees: on CUDA not the context."""
+    """Of the memory by part, what `resources.peak_memory_bytes` sees: on CUDA not the context."""
     return sum(parts.values()) - (parts["context"] if device == "cuda" else 0)
 
 

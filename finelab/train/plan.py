@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from finelab import machine
+from finelab import machine, resources
 from finelab.errors import LabError
-from finelab.machine import Profile, out_of_memory
+from finelab.machine import Profile
 from finelab.recipe import Recipe
+from finelab.resources import out_of_memory
 from finelab.run import TRAINING_LOCK, Run, alone
 from finelab.show.live import SHARE, in_notebook
 from finelab.train import cards, ledger
@@ -100,7 +101,7 @@ def fit_rate(timings: Sequence[tuple[Batch, float]]) -> Rate:
     return Rate(overhead, per_token, per_square, max(DRIFT, band), basis)
 
 
-def card_rate(card: cards.Card, shape: ModelShape, setting: Setting) -> tuple[Rate, bool]:
+def rate_on_card(card: cards.Card, shape: ModelShape, setting: Setting) -> tuple[Rate, bool]:
     """The rate of a card that is not here, and whether it is one at best."""
     flops = flops_per_token(shape, setting)
     found = cards.card_rate(card, flops)
@@ -239,7 +240,7 @@ def _predicted(work: Workload, seconds: float, peak: int) -> dict[str, float]:
 def _peak(
     shape: ModelShape, setting: Setting, parts: dict[str, int], work: Workload, probed: Probe | None
 ) -> int:
-    """What `machine.peak_memory_bytes` will say; a probe has seen neither Adam's moments nor all shapes."""
+    """What `resources.peak_memory_bytes` will say; a probe has seen neither Adam's moments nor all shapes."""
     seen, known = 1, counted(parts, setting.device)
     if probed:
         seen, known = probed.shapes, probed.peak_memory_bytes + parts["optimizer"]
@@ -276,7 +277,7 @@ def _cloud(recipe: Recipe, shape: ModelShape, work: Workload) -> list[dict[str, 
         if not card.usd_per_hour:
             continue
         setting = setting_of(recipe, machine.decide(card.hardware, recipe), *work.largest)
-        rate, at_best = card_rate(card, shape, setting)
+        rate, at_best = rate_on_card(card, shape, setting)
         seconds = rate.seconds(work.batches)
         usd = seconds / 3600 * card.usd_per_hour
         if usd >= 0.01 and sum(memory(shape, setting).values()) <= card.hardware.gpu_memory_bytes:
@@ -324,7 +325,7 @@ def _planned(run: Run, profile: Profile, trainer: Any) -> Plan:
         _whole_rate(fit_rate(measured.timings), run, profile, trainer, work.steps),
         probed=measured,
         earlier=ledger.correction(ledger.machine_key(recipe, profile)),
-        within_reach=machine.memory_within_reach() if profile.device == "cpu" else None,
+        within_reach=resources.memory_within_reach() if profile.device == "cpu" else None,
     )
     run.record("plan", dataclasses.asdict(plan))
     return plan
@@ -391,7 +392,7 @@ def plan_on_cards(
     plans = []
     for card in several:
         profile = machine.decide(card.hardware, recipe)
-        rate, at_best = card_rate(card, shape, setting_of(recipe, profile, *work.largest))
+        rate, at_best = rate_on_card(card, shape, setting_of(recipe, profile, *work.largest))
         said = [*basis, *(limit if at_best else [])]
         plans.append(make_plan(recipe, profile, shape, work, rate, basis=said))
     return plans

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from finelab import machine
+from finelab import resources
 from finelab.files import writing
 from finelab.train.batches import Batch, collated, flattens, positions
 from finelab.train.look import mean_over_tokens
@@ -65,7 +65,7 @@ def probe(
                 shown.total = len(timings)
                 break
     shapes = {batch[:2] for batch, _ in timings}
-    return Probe(timings[len(WARM_UP) :], machine.peak_memory_bytes(), len(shapes))
+    return Probe(timings[len(WARM_UP) :], resources.peak_memory_bytes(), len(shapes))
 
 
 def _timed(trainer: Any, model: Any, loader: Any, rows: Sequence[int]) -> tuple[Batch, float]:

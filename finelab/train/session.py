@@ -17,7 +17,8 @@ from finelab.adapter import save_on_published_base
 from finelab.data import with_date
 from finelab.errors import LabError
 from finelab.files import staged, writing
-from finelab.machine import peak_memory_bytes, release_memory, require_free_space, versions
+from finelab.machine import versions
+from finelab.resources import peak_memory_bytes, release_memory, require_free_space
 from finelab.run import ACCEPT_VARIABLE, TRAINING_LOCK, Run, alone
 from finelab.train import distributed
 from finelab.train.certificate import Chain, trained_before, watching
@@ -257,43 +258,42 @@ class Session:
         early = state.global_step < steps and stopped_early(state.stateful_callbacks, self._patience)
         if state.global_step < steps and not early:
             raise LabError(f"training stopped at step {state.global_step} of {steps}; {GO_ON}.")
-        with self._alone():
-            self._complete(trainer, early)
-
-    def _complete(self, trainer: Any, early: bool) -> None:
-        state = trainer.state
         # Without the trainer's autocast around forward, tuned is measured as the base was before.
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         weights = distributed.put_together(trainer)
-        if not distributed.world().first:
-            return
+        if distributed.world().first:
+            with alone(self.run, TRAINING_LOCK):
+                self._save_adapter(trainer, weights)
+                self.run.record("training", self._summary(state, early))
+
+    def _save_adapter(self, trainer: Any, weights: Any) -> None:
         with staged(self.run.adapter) as stage:
             save_on_published_base(trainer.model, stage, self.run, state_dict=weights)
             with_date(trainer.processing_class, self.run.recipe.data.date_string).save_pretrained(stage)
+
+    def _summary(self, state: Any, early: bool) -> dict[str, Any]:
+        """What the evidence keeps of a finished training, all sittings together."""
         final = newest_whole(self.run.checkpoints)
         certificate = final.certificate if final else {}
         seconds = final.elapsed_s if final else self.elapsed_s
         tokens, trained_tokens = int(state.num_input_tokens_seen), certificate.get("trained_tokens", 0)
         first, last = first_and_last([entry["loss"] for entry in state.log_history if "loss" in entry])
-        self.run.record(
-            "training",
-            {
-                "steps": state.global_step,
-                "first_loss": first,
-                "last_loss": last,
-                "best_step": state.best_global_step,
-                "best_validation_loss": state.best_metric,
-                "stopped_early": early,
-                "tokens": tokens,
-                "tokens_trained": trained_tokens,
-                "seconds": round(seconds, 2),
-                "tokens_per_s": round(tokens / seconds, 2),
-                "trained_tokens_per_s": round(trained_tokens / seconds, 2),
-                "peak_memory_bytes": (final and final.peak_memory_bytes) or self._peak_memory_bytes(),
-                "resumes": certificate.get("resumes", []),
-                "certificate": certificate,
-            },
-        )
+        return {
+            "steps": state.global_step,
+            "first_loss": first,
+            "last_loss": last,
+            "best_step": state.best_global_step,
+            "best_validation_loss": state.best_metric,
+            "stopped_early": early,
+            "tokens": tokens,
+            "tokens_trained": trained_tokens,
+            "seconds": round(seconds, 2),
+            "tokens_per_s": round(tokens / seconds, 2),
+            "trained_tokens_per_s": round(trained_tokens / seconds, 2),
+            "peak_memory_bytes": (final and final.peak_memory_bytes) or self._peak_memory_bytes(),
+            "resumes": certificate.get("resumes", []),
+            "certificate": certificate,
+        }
 
     def _alone(self) -> AbstractContextManager[None]:
         """Hold the run's training lock, in the first rank for all."""

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from finelab.machine import Profile, helpers_memory, out_of_memory, release_memory
+from finelab.machine import Profile
+from finelab.resources import helpers_memory, out_of_memory, release_memory
 from finelab.run import Run
 from finelab.train.batches import collator, no_progress_bars, positions, training_rows
 from finelab.train.probe import prepared, step, unchanged
@@ -113,7 +114,7 @@ def first_batch(lengths: Sequence[int], batches: Sequence[list[int]], device: st
 def _peak_memory() -> Iterator[Callable[[], int]]:
     """Yield what gives the peak of the block: reserved by torch on CUDA, else resident here and in helpers.
 
-    The process's own record of its peak (`machine.peak_memory_bytes`) never falls, so it is sampled.
+    The process's own record of its peak (`resources.peak_memory_bytes`) never falls, so it is sampled.
     """
     import psutil
     import torch
@@ -124,16 +125,15 @@ def _peak_memory() -> Iterator[Callable[[], int]]:
         return
     process, ended, seen = psutil.Process(), threading.Event(), []
 
-    def sample() -> None:
+    def look() -> None:
         seen.append(process.memory_info().rss + helpers_memory())
 
-    def sample_until_ended() -> None:
+    def look_until_ended() -> None:
         while not ended.wait(0.02):
-            sample()
+            look()
 
-    sample()
-
-    thread = threading.Thread(target=sample_until_ended, daemon=True)
+    look()
+    thread = threading.Thread(target=look_until_ended, daemon=True)
     thread.start()
     try:
         yield lambda: int(max(seen))

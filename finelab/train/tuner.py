@@ -13,8 +13,9 @@ from typing import Any
 
 from finelab.data.xray import packed_rows
 from finelab.errors import LabError
-from finelab.machine import Profile, memory_within_reach, release_memory
+from finelab.machine import Profile
 from finelab.recipe import SAMPLING, Recipe
+from finelab.resources import memory_within_reach, release_memory
 from finelab.run import TRAINING_LOCK, Run, alone
 from finelab.train import memory
 from finelab.train.batches import token_counts

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finelab.errors import LabError
-from finelab.machine import peak_memory_bytes
+from finelab.resources import peak_memory_bytes
 from finelab.run import Run
 from finelab.show import Live, loss_curve, png
 from finelab.train.curve import Curve, Growing

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import lab
-from finelab import machine, recipe
+from finelab import recipe, resources
 from finelab.doctor import Facts, gather
 from finelab.doctor.gather import capacity, packages, system
 from finelab.doctor.gather.attempt import attempt, said
@@ -158,13 +158,13 @@ appnope==1.0 ; sys_platform == "nowhere"
 
 
 def test_a_containers_limit_of_memory(tmp_path):
-    assert machine.container_memory(tmp_path) == (2**63, 0)
+    assert resources.container_memory(tmp_path) == (2**63, 0)
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("1500000000\n")
     (tmp_path / "memory.stat").write_text("anon 7\ninactive_file 400000000\nactive_file 100000000\n")
-    assert machine.container_memory(tmp_path) == (2**63, 0)
+    assert resources.container_memory(tmp_path) == (2**63, 0)
     (tmp_path / "memory.max").write_text("4000000000\n")
-    assert machine.container_memory(tmp_path) == (4 * 10**9, 10**9)
+    assert resources.container_memory(tmp_path) == (4 * 10**9, 10**9)
 
 
 def test_a_folder_is_writable_when_it_can_be_made(tmp_path):

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
-from finelab import machine
+from finelab import machine, resources
 from finelab.data import IGNORE
 from finelab.train import cpu_llama
 from finelab.train.documents import BEGINNING, Batch
+from finelab.train.slabs import Slabs
 from tests.tiny import MODULES, base_model, with_adapter
 
 HARDWARE = machine.Hardware("cpu", "a processor", "Linux", 2, 8 << 30)
@@ -302,7 +303,7 @@ def test_the_recipe_turns_it_off(preset):
 
 @pytest.mark.parametrize("slab", [256, 4096, 20_000])
 def test_a_step_that_needs_more_memory_than_the_last_one_takes_more(profile, monkeypatch, slab):
-    monkeypatch.setattr(cpu_llama, "SLAB", slab)
+    monkeypatch.setattr("finelab.train.slabs.SLAB", slab)
     for lengths in ([5, 3], [60, 40], [9]):
         assert_same(model_of(), profile, *documents_of(lengths, 0.6))
     model = model_of()
@@ -316,10 +317,10 @@ def test_a_step_that_needs_more_memory_than_the_last_one_takes_more(profile, mon
 
 
 def test_a_steps_memory_is_kept_for_the_next_one_and_can_be_released(profile, monkeypatch):
-    monkeypatch.setattr(cpu_llama, "SLAB", 1 << 17)
-    model, before = model_of(), set(machine.KEPT)
+    monkeypatch.setattr("finelab.train.slabs.SLAB", 1 << 17)
+    model, before = model_of(), set(resources.KEPT)
     cpu_llama.install(model, profile)
-    (slabs,) = set(machine.KEPT) - before
+    (slabs,) = set(resources.KEPT) - before
     small, large = (flat(*documents_of(lengths, 0.6)) for lengths in ([5, 3], [60, 40]))
     loss, gradients = loss_and_gradients(model, small, 4)
     few = len(slabs.slabs)
@@ -327,7 +328,7 @@ def test_a_steps_memory_is_kept_for_the_next_one_and_can_be_released(profile, mo
     many = list(slabs.slabs)
     loss_and_gradients(model, small, 4)
     assert all(one is other for one, other in zip(slabs.slabs, many, strict=True))
-    machine.release_memory()
+    resources.release_memory()
     again, same = loss_and_gradients(model, small, 4)
     assert len(slabs.slabs) == few < len(many)
     assert torch.equal(again, loss)
@@ -430,6 +431,6 @@ def test_the_cell_that_installs_it_may_run_again(profile):
         cpu_llama.install(model, profile)
         losses.add(float(model(**batch).loss.detach()))
         gc.collect()
-        kept.add(sum(isinstance(each, cpu_llama.Slabs) for each in machine.KEPT))
+        kept.add(sum(isinstance(each, Slabs) for each in resources.KEPT))
     assert len(losses) == 1
     assert len(kept) == 1  # each with a copy of the projections

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finelab import machine
+from finelab import machine, resources
 from finelab.data import IGNORE
 from finelab.errors import LabError
 from finelab.run import create_run
@@ -101,12 +101,12 @@ def test_what_two_would_not_do_faster_stays_whole(lengths):
 
 def test_the_models_forward_takes_it_in_training_and_in_looks(profile):
     documents, labels = documents_of(LENGTHS, 0.6)
-    model, before = model_of(), machine.peak_memory_bytes()
+    model, before = model_of(), resources.peak_memory_bytes()
     loss = assert_same(model, profile, documents, labels, "in float32, in two processes")
     with torch.no_grad():
         for batch in (padded(documents, labels), flat(documents, labels)):
             torch.testing.assert_close(model(**batch).loss, loss, rtol=1e-5, atol=1e-6)
-    assert machine.peak_memory_bytes() > before + 100e6  # the second one's Python and torch, at least
+    assert resources.peak_memory_bytes() > before + 100e6  # the second one's Python and torch, at least
 
 
 def test_a_changed_adapter_is_the_second_ones_too(halves):
@@ -123,7 +123,7 @@ def test_what_is_kept_for_the_next_step_can_be_given_back(halves):
     batch = batch_of([1200] * 4)
     assert_as_alone(halves, batch)
     taken = halves.second.memory_bytes
-    machine.release_memory()
+    resources.release_memory()
     assert halves.second.memory_bytes < taken - 40e6
     assert_as_alone(halves, batch)
 
@@ -148,7 +148,7 @@ def test_memory_that_the_second_process_lacks_is_an_error_of_the_first(halves):
     process.rlimit(resource.RLIMIT_AS, (process.memory_info().vms + 8_000_000, -1))
     with pytest.raises((RuntimeError, MemoryError)) as error:
         halves.step(batch_of([2400] * 4))  # which takes 230 MB more
-    assert machine.out_of_memory(error.value)
+    assert resources.out_of_memory(error.value)
     assert_as_alone(halves, batch)
 
 
@@ -167,7 +167,7 @@ def test_an_interrupt_while_memory_is_given_back_leaves_nothing_for_the_next(hal
     second = halves.second
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(second, "answer", lambda: signal.raise_signal(signal.SIGINT))
-        machine.release_memory()
+        resources.release_memory()
     assert second.memory_bytes == 0
     assert_as_alone(halves, batch)
 
@@ -199,7 +199,7 @@ def test_nothing_is_left_of_it_when_the_model_goes():
     assert_as_alone(halves, batch_of(LENGTHS))
     process = halves.second.process
     del halves
-    machine.release_memory()
+    resources.release_memory()
     assert process.poll() is not None
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from finelab import LabError, machine, recipe
 from finelab.adapter import count_parameters
-from finelab.train import cpu_llama, documents
+from finelab.train import documents, slabs
 from finelab.train.cpu_llama import Llama
 from finelab.train.documents import Batch
 from finelab.train.memory import (
@@ -212,7 +212,7 @@ def test_more_batch_shapes_take_memory_where_kernels_are_built_for_each():
 def test_what_the_step_by_hand_keeps_is_what_its_layers_give_for_their_backward(bits, lengths):
     import torch
 
-    assert (BLOCK, SLAB) == (documents.BLOCK, cpu_llama.SLAB)  # which a plan does not import: they take torch
+    assert (BLOCK, SLAB) == (documents.BLOCK, slabs.SLAB)  # which a plan does not import: they take torch
     dtype, length = {16: torch.bfloat16, 32: torch.float32}[bits], sum(lengths)
     model = with_adapter(base_model(num_key_value_heads=1), r=1, target_modules=["q_proj"])
     llama = Llama(model.get_base_model(), dtype)

@@ -67,15 +67,15 @@ import unsloth
 import torch
 from datasets import Dataset
 from unsloth import FastLanguageModel
-from finelab import machine
+from finelab import machine, resources
 from finelab.recipe import load_preset
 from finelab.run import create_run
-from finelab.train import cpu_llama
+from finelab.train import cpu_llama, slabs
 from finelab.train.trial import trial
 from finelab.train.tuner import setting_of
 
 folder = Path(sys.argv[1])
-cpu_llama.SLAB = 20_000
+slabs.SLAB = 20_000
 rows = Dataset.from_list([{"input_ids": list(range(5, 35)), "labels": list(range(5, 35))}] * 8)
 run = create_run(folder / "run", load_preset("smollm2-135m"))
 profile = run.profile()
@@ -84,14 +84,14 @@ model, tokenizer = FastLanguageModel.from_pretrained(
 model = FastLanguageModel.get_peft_model(
     model, r=4, lora_dropout=0.0, use_gradient_checkpointing=False, random_state=1)
 assert cpu_llama.install(model, profile).startswith("forward and backward by hand")
-(slabs,) = machine.KEPT
+(kept,) = resources.KEPT
 held = []
-model.register_forward_hook(lambda *_: held.append([slab.data_ptr() for slab in slabs.slabs]))
+model.register_forward_hook(lambda *_: held.append([slab.data_ptr() for slab in kept.slabs]))
 found = []
 for size in (1, 8, 1):
     setting = dataclasses.replace(setting_of(run.recipe, profile), per_device_train_batch_size=size)
     trial(setting, run, profile, model, tokenizer, rows)
-    found.append({"held": held.copy(), "afterwards": len(slabs.slabs)})
+    found.append({"held": held.copy(), "afterwards": len(kept.slabs)})
     held.clear()
 print("OUT", json.dumps(found))
 """

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from finelab import machine
+from finelab import machine, resources
 from finelab.doctor.gather.attempt import attempt
 from finelab.embedded.model import EMBEDDED, GGUF_SHA256, cache_folder
 from finelab.errors import LabError
@@ -29,7 +29,7 @@ UNKNOWN = {
 def facts(recipe: Recipe, profile: Profile | None) -> dict[str, Any]:
     """What `Facts` holds of a recipe's needs, of memory and of disk."""
     unknown: tuple[int | None, int | None] = (None, None)
-    total, available = attempt(machine.main_memory, unknown)
+    total, available = attempt(resources.main_memory, unknown)
     cache = attempt(lambda: model_cache(recipe), cache_folder())
     return {
         "recipe": recipe.name,
@@ -39,10 +39,10 @@ def facts(recipe: Recipe, profile: Profile | None) -> dict[str, Any]:
         "memory_available_bytes": available,
         "runs": str(RUNS),
         "runs_writable": is_writable(RUNS),
-        "runs_free_bytes": attempt(lambda: machine.free_bytes(RUNS), None),
+        "runs_free_bytes": attempt(lambda: resources.free_bytes(RUNS), None),
         "cache": str(cache),
         "cache_writable": is_writable(cache),
-        "cache_free_bytes": attempt(lambda: machine.free_bytes(cache), None),
+        "cache_free_bytes": attempt(lambda: resources.free_bytes(cache), None),
     }
 
 
@@ -113,7 +113,7 @@ def model_cache(recipe: Recipe) -> Path:
 def is_writable(folder: Path) -> bool:
     """Whether this user can write to a folder, or make it."""
     try:
-        with tempfile.TemporaryFile(dir=machine.existing_part(folder)):
+        with tempfile.TemporaryFile(dir=resources.existing_part(folder)):
             return True
     except (OSError, LabError):
         return False
