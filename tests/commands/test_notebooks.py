@@ -1,13 +1,19 @@
 """JupyterLab with the lab's Python, and what is said where the lock leaves it out."""
 
+import json
 import os
 import subprocess
 import sys
 import types
 
+import httpx
+import pytest
+from jupyter_client import BlockingKernelClient
+
 import finelab.run
 from finelab.__main__ import main
 from finelab.run import RECIPE_VARIABLE, RUN_VARIABLE, open_run
+from tests.conformance.server import wait_for
 
 WITHOUT = """
 import sys
@@ -79,3 +85,46 @@ def test_the_notebooks_open_the_run_that_is_named(tmp_path, monkeypatch, capsys)
     assert arguments[-1] == "--no-browser"
     assert "--KernelManager.shutdown_wait_time=60" in arguments  # so that a training may save
     assert f"The run's recipe: {tmp_path / 'mine' / 'recipe.toml'}" in capsys.readouterr().out
+
+
+SAVES = """
+import time
+print("training", flush=True)
+try:
+    while True:
+        time.sleep(0.1)
+except KeyboardInterrupt:
+    time.sleep(7)  # Jupyter itself would kill it after 5
+    open({!r}, "w").close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="its kernels are interrupted by an event of their own")
+def test_a_kernel_that_is_shut_down_has_the_time_to_save(tmp_path):
+    environment = {"FINELAB_RUNS": str(tmp_path / "runs"), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
+    options = ["--no-browser", "--allow-root", "--ServerApp.port=0", "--ServerApp.token=secret"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "finelab", "notebooks", "--recipe", "smollm2-135m", *options],
+        cwd=finelab.run.NOTEBOOKS.parent,
+        env=os.environ | environment,
+    )
+    try:
+        about = tmp_path / f"jpserver-{server.pid}.json"
+        wait_for(about.exists, seconds=60)
+        kernels = json.loads(about.read_text("utf-8"))["url"] + "api/kernels"
+        headers = {"Authorization": "token secret"}
+        kernel = httpx.post(kernels, headers=headers, json={"name": "python3"}, timeout=60).json()["id"]
+        client = BlockingKernelClient(connection_file=str(tmp_path / f"kernel-{kernel}.json"))
+        client.load_connection_file()
+        client.start_channels()
+        client.wait_for_ready(60)
+        client.execute(SAVES.format(str(tmp_path / "saved")))
+        while client.get_iopub_msg(60)["msg_type"] != "stream":
+            pass
+        httpx.delete(f"{kernels}/{kernel}", headers=headers, timeout=60).raise_for_status()
+        client.stop_channels()
+    finally:
+        server.terminate()
+        server.wait()
+    assert (tmp_path / "saved").exists()
