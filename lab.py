@@ -192,7 +192,11 @@ def install(root: Path, venv: Path, lock: str) -> None:
 def require_idle(runs: Path) -> None:
     """SetupError while a run is at work: its training would go on with half of the old packages."""
     for path in runs.rglob(".*lock"):
-        with path.open("rb+") as file:
+        try:
+            file = path.open("rb+")
+        except OSError:  # another user's, or gone meanwhile
+            continue
+        with file:
             if not _try_lock(file.fileno()):
                 raise SetupError(
                     "%s is at work, and the environment has to be brought to another lock: wait for it, or "
