@@ -20,7 +20,7 @@ class Processing:
         Path(folder, "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
 
-def trainer_of(session, callbacks=(), before=(), rows=ROWS, model=None, collator=None, **args):
+def trainer_of(session, callbacks=(), rows=ROWS, model=None, collator=None, before=(), **args):
     """A trainer of 8 steps: two epochs of 16 rows, with dropout, so that the random states matter.
 
     `callbacks` come after the session's, `before` before them.
