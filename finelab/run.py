@@ -143,6 +143,11 @@ def alone(run: Run, lock: str) -> Iterator[None]:
         yield
 
 
+def accepts_changes() -> bool:
+    """Whether the user lets a training go on although something that decides the weights changed."""
+    return os.environ.get(ACCEPT_VARIABLE) == "1"
+
+
 def default_recipe() -> str:
     """The recipe used when none is named: Llama 3.2 1B on a CUDA card, the embedded model elsewhere."""
     return "llama-3.2-1b" if machine.has_cuda() else "smollm2-135m"
@@ -175,7 +180,7 @@ def create_run(folder: Path, preset: Recipe) -> Run:
     path = folder / "recipe.toml"
     changed = recipe.differences(recipe.read(path), preset) if path.exists() else []
     deciding = [each for each in changed if recipe.decides_weights(each, preset)]
-    if deciding and os.environ.get(ACCEPT_VARIABLE) != "1":
+    if deciding and not accepts_changes():
         raise LabError(
             f"run {folder.name!r} was made with another recipe ({'; '.join(deciding)}); "
             "give this one another name with --run NAME, leave the options out to go on, or accept them with "

@@ -50,15 +50,15 @@ ARGUMENTS = (  # of the trainer, which no recipe has and a changed cell may give
     *("data_seed", "dataloader_drop_last"),
 )
 PRECISION = ("fp16", "bf16")  # the trainer's autocast
-BY_HAND = "machine.fast_cpu_step"  # whose gradients are autograd's up to rounding only
 LATER = {  # an older lab's checkpoint does not have them
     *(f"data.{ROWS_SHA256}", HELD_SHA256),
     *(f"training.{name}" for name in ARGUMENTS),
     *(f"machine.{name}" for name in PRECISION),
-    BY_HAND,
+    "machine.fast_cpu_step",
     "versions.bitsandbytes",
 }
-DTYPES = ("device", "dtype", "load_in_4bit")
+# of the machine's profile; gradients by hand are autograd's up to rounding only
+DECISIONS = ("device", "dtype", "load_in_4bit", "fast_cpu_step")
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "accelerate", "bitsandbytes")
 # torch hides the system's reason behind its own two words for a short write; a full disk is the usual one
 SHORT_WRITE = re.compile(r"PytorchStreamWriter failed writing|unexpected pos \d+")
@@ -183,9 +183,8 @@ def fingerprint(run: Run, trainer: Any) -> dict[str, Any]:
     if distributed.sharded():
         found["training.sharded"] = True
     profile = evidence.get("machine", {}).get("profile", {})
-    found |= {f"machine.{name}": profile.get(name) for name in DTYPES}
+    found |= {f"machine.{name}": profile.get(name) for name in DECISIONS}
     found |= {f"machine.{name}": getattr(trainer.args, name) for name in PRECISION}
-    found[BY_HAND] = profile.get("fast_cpu_step")
     installed = versions() | {"accelerate": importlib.metadata.version("accelerate")}
     found |= {f"versions.{name}": installed.get(name) for name in PACKAGES}
     return dict(json.loads(json.dumps(found)))  # as a manifest gives it back: no tuple, no enum

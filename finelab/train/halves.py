@@ -69,15 +69,11 @@ class Halves:
         if self.second is None or not self.second.end.alive:
             self.second = Second(self.llama, self.threads[1])
         second = self.second
-        try:
+        with second.exchange():
             second.ask((call, theirs, flattened(self.parameters).numpy()))
             with _threads(self.threads[0]):
                 given = getattr(self.llama, call)(mine)
             return given, second.answer()
-        except BaseException:  # its answer, which is under way, would be taken for the next one
-            second.end()
-            self.second = None
-            raise
 
 
 class Second:
@@ -121,14 +117,22 @@ class Second:
 
     def free(self) -> None:
         """Give back what it keeps for its next step."""
-        if self.process.poll() is not None:
-            return
+        if self.process.poll() is None:
+            with self.exchange():
+                self.ask(("free",))
+                self.answer()
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Around a request and its answer: cut short, it ends the process, and the next step starts another.
+
+        The answer that is under way would be taken for the next one.
+        """
         try:
-            self.ask(("free",))
-            self.answer()
-        except BaseException:  # as in a step, which then starts another process
+            yield
+        except BaseException:
             self.end()
-            self.memory_bytes = 0
+            self.memory_bytes = self.peak_memory_bytes = 0
             raise
 
     @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from finelab.errors import LabError
 from finelab.files import staged, writing
 from finelab.machine import versions
 from finelab.resources import peak_memory_bytes, release_memory, require_free_space
-from finelab.run import ACCEPT_VARIABLE, TRAINING_LOCK, Run, alone
+from finelab.run import TRAINING_LOCK, Run, accepts_changes, alone
 from finelab.train import distributed
 from finelab.train.certificate import Chain, trained_before, watching
 from finelab.train.checkpoint import (
@@ -52,8 +51,7 @@ class Session:
 
     def __init__(self, run: Run, accept_changes: bool | None = None) -> None:
         self.run = run
-        accepted = os.environ.get(ACCEPT_VARIABLE) == "1"
-        self.accept_changes = accepted if accept_changes is None else accept_changes
+        self.accept_changes = accepts_changes() if accept_changes is None else accept_changes
         require_free_space(run.folder, 1_000_000_000, "checkpoints")
         if run.adapter.exists() and not run.training_has_begun:
             raise LabError(
